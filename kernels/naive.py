@@ -1,0 +1,71 @@
+"""The CLAA ranking as plain loops in fp64: slow, obviously right, the reference for every faster version.
+
+`window_scores` is steps 1 to 4 (compare scoring.py), `rank` and `select` are steps 5 and 6 (compare
+claa_sglang/ranking.py). Same signatures, same shapes, same answers in the corner cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> Tensor:
+    """q [W, heads, d], k [N, kv_heads, d], N > W -> fp32 [kv_heads, N-W]; see scoring.window_scores."""
+    window, heads, _ = q.shape
+    tokens, kv_heads, _ = k.shape
+    ranked = tokens - window
+    q64, k64 = q.double().cpu(), k.double().cpu()
+    out = torch.zeros(kv_heads, ranked, dtype=torch.float64)
+    for head in range(heads):
+        kv_head = head // (heads // kv_heads)
+        mass = torch.zeros(tokens, dtype=torch.float64)
+        for row in range(window):
+            visible = ranked + row + 1  # the query at ranked + row sees itself and what is before it
+            logits = scaling * (k64[:visible, kv_head] @ q64[row, head])
+            weights = torch.exp(logits - logits.max())
+            mass[:visible] += weights / weights.sum()
+        for position, pooled in enumerate(_average_pool(mass[:ranked].tolist(), pool_kernel)):
+            out[kv_head, position] += pooled
+    return out.float().to(q.device)
+
+
+def _average_pool(values: list[float], kernel: int) -> list[float]:
+    """Stride 1; positions beyond either end count as zeros, so the divisor is always `kernel`."""
+    half = kernel // 2
+    return [math.fsum(values[max(0, i - half) : i + half + 1]) / kernel for i in range(len(values))]
+
+
+def rank(scores: Sequence[Tensor]) -> Tensor:
+    """Per-layer scores [kv_heads, N-W] -> fp32 [N-W]; see ranking.rank."""
+    best = [-math.inf] * scores[0].shape[1]
+    for layer_scores in scores:
+        for row in layer_scores.double().tolist():
+            for position, z in enumerate(_z_scores(row)):
+                best[position] = max(best[position], z)
+    return torch.tensor(best, dtype=torch.float32, device=scores[0].device)
+
+
+def _z_scores(row: list[float]) -> list[float]:
+    if not all(math.isfinite(score) for score in row):
+        return [-math.inf] * len(row)
+    if len(row) == 1:
+        return [0.0]
+    mean = math.fsum(row) / len(row)
+    variance = math.fsum((score - mean) ** 2 for score in row) / (len(row) - 1)
+    return [(score - mean) / (math.sqrt(variance) + 1e-8) for score in row]
+
+
+def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tensor:
+    """ranking [N-W] -> int64 [kept], ascending; see ranking.select."""
+    first_of_window = max(0, prompt_tokens - window)
+    chosen = set(range(first_of_window, prompt_tokens))
+    values = [-math.inf if math.isnan(value) else value for value in ranking.tolist()]
+    by_rank = sorted(range(first_of_window), key=lambda position: (-values[position], position))
+    for position in by_rank:
+        if len(chosen) < kept:
+            chosen.add(position)
+    return torch.tensor(sorted(chosen), dtype=torch.int64, device=ranking.device)

@@ -1,0 +1,55 @@
+"""Importance of every prompt token as seen by the last W prompt queries (steps 1 to 4 of CLAA), in torch.
+
+The same function with plain loops is naive.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# KV heads are scored in groups, so that the fp32 temporaries of a group stay near this size (bytes): a 128k
+# prompt must not cost a gigabyte next to a KV pool that has taken the memory already.
+_TEMPORARY_BYTES = 128 << 20
+
+
+def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> Tensor:
+    """Attention mass that the window gives to each earlier token, per KV head, smoothed over positions.
+
+    q: [W, heads, d] post-RoPE queries of the last W prompt tokens; k: [N, kv_heads, d] post-RoPE keys of all
+    N prompt tokens, the window last. Any float dtype, same device; heads is a multiple of kv_heads; N > W.
+    scaling: factor on the logits (usually d ** -0.5). pool_kernel: odd, in tokens.
+    Returns fp32 [kv_heads, N-W]:
+        p = softmax(scaling * q k^T) over all N keys, causal inside the window       [heads, W, N]
+        s = sum over W of p, window columns dropped                                  [heads, N-W]
+        average pool of s over positions, stride 1, zero padding counted; sum over the GQA group.
+    Pooling is linear, so the group is summed first and pooled once.
+
+    All arithmetic is fp32 (in fp16 small probabilities tie). Largest temporary: [heads, W, N] fp32, made per
+    group of KV heads; no [heads, N, N]. Does not wait for the GPU. Raises ValueError for shapes that do not
+    fit.
+    """
+    window, heads, dim = q.shape
+    tokens, kv_heads, k_dim = k.shape
+    if tokens <= window or heads % kv_heads or dim != k_dim or pool_kernel < 1 or pool_kernel % 2 == 0:
+        raise ValueError(
+            f"window_scores: q {tuple(q.shape)}, k {tuple(k.shape)}, pool_kernel {pool_kernel}; needs more "
+            "keys than queries, heads a multiple of kv_heads, equal head size, an odd pool_kernel"
+        )
+    group_rows = heads // kv_heads * window
+    # Query head h reads KV head h // group: [W, kv, group, d] -> [kv, group * W, d], rows ordered (group, W).
+    queries = q.float().view(window, kv_heads, -1, dim).permute(1, 2, 0, 3).reshape(kv_heads, group_rows, dim)
+    queries = queries * scaling
+    future = torch.ones(window, window, dtype=torch.bool, device=q.device).triu(1)
+    future = future.repeat(heads // kv_heads, 1)
+
+    per_head_bytes = 4 * tokens * (dim + 2 * group_rows)
+    step = max(1, _TEMPORARY_BYTES // per_head_bytes)
+    mass = torch.empty(kv_heads, tokens - window, dtype=torch.float32, device=q.device)
+    for first in range(0, kv_heads, step):
+        part = slice(first, first + step)
+        logits = torch.bmm(queries[part], k[:, part].float().permute(1, 2, 0))
+        logits[..., tokens - window :].masked_fill_(future, -torch.inf)
+        mass[part] = torch.softmax(logits, dim=-1).sum(dim=1)[:, : tokens - window]
+    return F.avg_pool1d(mass, pool_kernel, stride=1, padding=pool_kernel // 2, count_include_pad=True)
