@@ -1,0 +1,69 @@
+"""Boundary states: the residual stream after the first prune layer, one per token slot, kept across requests.
+
+They live in the late-layer rows of the token's own KV slot, which a pruned request does not use otherwise: no extra
+memory, and the state is shared, deduplicated and evicted together with the slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class BoundaryTooWide(ValueError):
+    """The late-layer rows of one slot cannot hold even one hidden state."""
+
+
+class BoundaryStore:
+    """Reads and writes boundary states in late-layer KV rows.
+
+    The state is kept as the pair (hidden, residual) whose sum is the residual stream, so that nothing is rounded;
+    if the rows are too narrow for the pair (few KV heads per rank under tensor parallelism), as their sum.
+
+    Args:
+        buffers: K and V buffers of the late layers, each `[slots, heads, head_dim]`, contiguous.
+        hidden_size: H, elements of one hidden state.
+        dtype: dtype of the hidden states; must be the buffers'.
+
+    Raises:
+        BoundaryTooWide: the buffers hold fewer than H elements per slot.
+        ValueError: the buffers have another dtype.
+    """
+
+    def __init__(self, buffers: Sequence[Tensor], hidden_size: int, dtype: torch.dtype) -> None:
+        rows = [b.view(b.shape[0], -1) for b in buffers]
+        if any(b.dtype != dtype for b in rows):
+            raise ValueError(f"KV buffers must have the model's dtype {dtype} to hold boundary states")
+        width = sum(b.shape[1] for b in rows)
+        if width < hidden_size:
+            raise BoundaryTooWide(
+                f"a slot's late-layer KV rows hold {width} elements, a hidden state has {hidden_size}; "
+                "prune earlier (--claa-prune-layer) or use fewer tensor-parallel ranks"
+            )
+        self.is_pair = width >= 2 * hidden_size
+        self.hidden_size = hidden_size
+        self._width = hidden_size * (2 if self.is_pair else 1)
+        self._parts: list[tuple[Tensor, int, int]] = []  # (buffer, first element, elements)
+        offset = 0
+        for buffer in rows:
+            if offset == self._width:
+                break
+            count = min(buffer.shape[1], self._width - offset)
+            self._parts.append((buffer, offset, count))
+            offset += count
+
+    def store(self, slots: Tensor, hidden: Tensor, residual: Tensor) -> None:
+        """Write the states of `slots` (int64 `[n]`); hidden and residual are `[n, H]`."""
+        state = torch.cat((hidden, residual), dim=1) if self.is_pair else hidden + residual
+        for buffer, offset, count in self._parts:
+            target = buffer if count == buffer.shape[1] else buffer[:, :count]
+            target.index_copy_(0, slots, state[:, offset : offset + count])
+
+    def load(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the states of `slots` (int64 `[n]`) as (hidden, residual), each `[n, H]`."""
+        state = torch.cat([buffer[:, :count].index_select(0, slots) for buffer, _, count in self._parts], dim=1)
+        if self.is_pair:
+            return state[:, : self.hidden_size].contiguous(), state[:, self.hidden_size :].contiguous()
+        return state, torch.zeros_like(state)

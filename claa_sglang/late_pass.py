@@ -1,0 +1,228 @@
+"""One forward of a batch with pruned requests: scores in, kept tokens out, rows in and out of the late layers.
+
+Holds the tensors of one forward and nothing else; a new one is made for every forward. The four moments, in order:
+`score` after each scored layer, `cross` at each prune, `leave` after the last layer. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from claa_sglang.batch_plan import BatchPlan, Segment
+from claa_sglang.boundary import BoundaryStore
+from claa_sglang.config import ClaaConfig
+from claa_sglang.kernels.scoring import window_scores
+from claa_sglang.late_view import make_view
+from claa_sglang.ranking import rank, select
+
+# Makes a ranking the same on every tensor-parallel rank, each of which has seen some of the KV heads.
+Agree = Callable[[Tensor], Tensor]
+# Called with a view and its level once the view's table rows are complete: plans attention for it.
+Prepare = Callable[[Any, int], None]
+
+
+class LatePass:
+    """State of one forward.
+
+    Args:
+        plan: who runs what.
+        batch: SGLang's ForwardBatch of the early layers.
+        table: the widened request table.
+        config: the server's configuration.
+        prepare: plans attention of a level's view.
+        agree: see `Agree`.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, batch: Any, table: Tensor, config: ClaaConfig, prepare: Prepare, agree: Agree
+    ) -> None:
+        self.plan = plan
+        self.batch = batch
+        self._table = table
+        self._config = config
+        self._prepare = prepare
+        self._agree = agree
+        self._scores: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self.views: list[Any] = [batch] + [None] * len(config.steps)
+        # The first late level's table rows are complete before layer 0; a later level's need a ranking.
+        if plan.levels[1]:
+            self._make_view(1)
+        if plan.decode:
+            for level in range(2, len(plan.levels)):
+                self._make_view(level)
+
+    @property
+    def has_late_rows(self) -> bool:
+        """Whether any row reaches the late layers: not if every request is pruned and in the middle of its prompt."""
+        return bool(self.plan.levels[1])
+
+    def _make_view(self, level: int) -> None:
+        view = make_view(self.batch, self.plan.levels[level], self._table, decode=self.plan.decode)
+        self.views[level] = view
+        self._prepare(view, level)
+
+    # --- ranking -------------------------------------------------------------------------------------------------
+
+    def needs_scores(self, level: int, layer_id: int) -> bool:
+        """Whether `layer_id`, which runs at `level`, is scored for the prune at the end of that level."""
+        return (
+            not self.plan.decode
+            and level < len(self._config.steps)
+            and layer_id in self._config.steps[level].score_layers
+            and any(self._is_ranked(s, level) for s in self.plan.levels[level])
+        )
+
+    def _is_ranked(self, segment: Segment, level: int) -> bool:
+        """Whether the prune after `level` needs a ranking of this request.
+
+        Not if it keeps everything it has, and not if it resumes after a retraction with what it kept before.
+        """
+        state = segment.state
+        if state is None or not segment.last_chunk or state.kept[level] is not None:
+            return False
+        return state.kept_counts[level] < self._prompt_rows(segment, level)
+
+    @staticmethod
+    def _prompt_rows(segment: Segment, level: int) -> int:
+        """Prompt tokens of a pruned request that are visible at `level`."""
+        state = segment.state
+        assert state is not None
+        return state.prompt_tokens if level == 0 else state.kept_counts[level - 1]
+
+    def score(self, level: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        """Score the prompt tokens of every request that is about to be pruned.
+
+        Args:
+            queries: post-RoPE, `[rows of the level, heads, head_dim]`.
+            key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included.
+            scaling: factor on the logits.
+        """
+        window = self._config.window
+        for segment in self.plan.levels[level]:
+            if self._is_ranked(segment, level):
+                slots = self._table[segment.row, : self._prompt_rows(segment, level)]
+                self._scores[segment.request].append(
+                    window_scores(
+                        queries[segment.end - window : segment.end],
+                        key_buffer[slots],
+                        scaling=scaling,
+                        pool_kernel=self._config.pool_kernel,
+                    )
+                )
+
+    def _choose(self, segment: Segment, level: int) -> Tensor:
+        """Which of the prompt tokens visible at `level` go on: int64 indices into them, ascending."""
+        state = segment.state
+        assert state is not None
+        visible, count = self._prompt_rows(segment, level), state.kept_counts[level]
+        before = None if level == 0 else state.kept[level - 1]
+        if (known := state.kept[level]) is not None:
+            return known if before is None else torch.searchsorted(before, known)
+        if count == visible:
+            chosen = torch.arange(visible, device=self._table.device)
+        else:
+            ranking = self._agree(rank(self._scores.pop(segment.request)))
+            chosen = select(ranking, visible, count, self._config.window)
+        state.kept[level] = chosen if before is None else before[chosen]
+        if level == 0:
+            state.late_computed_tokens = count
+        return chosen
+
+    # --- moving rows ---------------------------------------------------------------------------------------------
+
+    def cross(
+        self, level: int, hidden: Tensor, residual: Tensor, positions: Tensor, boundary: BoundaryStore
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Prune: from the rows of `level` to the rows of `level + 1`.
+
+        Args:
+            hidden, residual: `[rows of level, H]`, whose sum is the residual stream.
+            positions: int64 `[rows of level]`.
+            boundary: where the states of tokens outside this chunk are; used at level 0.
+
+        Returns:
+            (hidden, residual, positions, view) of the next level, which has at least one row.
+        """
+        if self.plan.decode:
+            return hidden, residual, positions, self.views[level + 1]
+        hiddens, residuals, places = [], [], []
+        for segment in self.plan.levels[level]:
+            own = slice(segment.start, segment.end)
+            if segment.state is None:
+                hiddens.append(hidden[own])
+                residuals.append(residual[own])
+                places.append(positions[own])
+            elif segment.last_chunk:
+                seen = self._seen(segment, self._choose(segment, level), level)
+                if segment.prefix_len == 0:
+                    rows = seen + segment.start
+                    hiddens.append(hidden[rows])
+                    residuals.append(residual[rows])
+                    places.append(positions[rows])
+                else:
+                    h, r = boundary.load(self._table[segment.row, seen].to(torch.int64))
+                    hiddens.append(h)
+                    residuals.append(r)
+                    places.append(seen.to(positions.dtype))
+                if level > 0:
+                    self._list_subset(segment, seen, level)
+        if level > 0:
+            self._make_view(level + 1)
+        view = self.views[level + 1]
+        view.positions = torch.cat(places)
+        return torch.cat(hiddens), torch.cat(residuals), view.positions, view
+
+    def _seen(self, segment: Segment, chosen: Tensor, level: int) -> Tensor:
+        """Columns of the segment's table row that go on: the chosen prompt tokens, then every generated token."""
+        first = self._prompt_rows(segment, level)
+        if segment.seq_len == first:
+            return chosen
+        return torch.cat((chosen, torch.arange(first, segment.seq_len, device=chosen.device)))
+
+    def _list_subset(self, segment: Segment, seen: Tensor, level: int) -> None:
+        """Write the next level's table row: a subset of this level's slots."""
+        next_row = next(s.row for s in self.plan.levels[level + 1] if s.request == segment.request)
+        self._table[next_row, : seen.shape[0]] = self._table[segment.row, seen]
+
+    def boundary_rows(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(slots, hidden, residual) of the pruned requests' rows at level 0: what the boundary store keeps.
+
+        Rows of dense requests are left out: the late-layer rows of their slots hold their real KV.
+        """
+        pruned = self.plan.pruned
+        slots = self.batch.out_cache_loc
+        if len(pruned) == len(self.plan.levels[0]):
+            return slots, hidden, residual
+        if self.plan.decode:
+            rows = torch.tensor([s.start for s in pruned], device=hidden.device)
+            return slots[rows], hidden[rows], residual[rows]
+        parts = [slice(s.start, s.end) for s in pruned]
+        return (
+            torch.cat([slots[p] for p in parts]),
+            torch.cat([hidden[p] for p in parts]),
+            torch.cat([residual[p] for p in parts]),
+        )
+
+    def leave(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the last level's rows back where the logits processor looks for them.
+
+        Returns (hidden, residual), each `[rows of level 0, H]`: all rows of dense requests, the last row of pruned
+        ones. Other rows are zero; nobody reads them.
+        """
+        if self.plan.decode:
+            return hidden, residual
+        full_hidden = hidden.new_zeros(self.plan.rows(0), hidden.shape[1])
+        full_residual = torch.zeros_like(full_hidden)
+        first = {s.request: s for s in self.plan.levels[0]}
+        for segment in self.plan.levels[-1]:
+            target = first[segment.request]
+            count = segment.rows if segment.state is None else 1
+            source, place = slice(segment.end - count, segment.end), slice(target.end - count, target.end)
+            full_hidden[place] = hidden[source]
+            full_residual[place] = residual[source]
+        return full_hidden, full_residual

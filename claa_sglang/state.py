@@ -1,0 +1,54 @@
+"""What CLAA knows about one request, kept on SGLang's request object for as long as the request lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.plan import kept_count
+from claa_sglang.request import RequestOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class RequestState:
+    """One request's plan and outcome, in the scheduler process.
+
+    Attributes:
+        options: what the client asked for.
+        prompt_tokens: length N of the prompt; generated tokens are not counted, also after a retraction.
+        steps: the prune steps, with the request's own keep rate.
+        reason: why the request runs dense; None when it is pruned.
+        kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.
+        kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
+            request resumes with the positions it had, so its answer does not change.
+        late_computed_tokens: prompt rows that ran through the first late layer.
+    """
+
+    options: RequestOptions
+    prompt_tokens: int
+    steps: tuple[PruneStep, ...] = ()
+    reason: str | None = None
+    kept_counts: tuple[int, ...] = ()
+    kept: list[Tensor | None] = field(default_factory=list)
+    late_computed_tokens: int = 0
+
+    @property
+    def pruned(self) -> bool:
+        """Whether late layers see only the kept tokens. False means: the stock path, untouched."""
+        return self.reason is None
+
+    @classmethod
+    def pruned_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:
+        """State of a request that is pruned as `config` says, or at the keep rate the request asks for."""
+        steps = config.steps if options.keep_rate is None else config.with_keep_rate(options.keep_rate).steps
+        counts = tuple(kept_count(prompt_tokens, s.keep_rate, config.window) for s in steps)
+        return cls(options, prompt_tokens, steps, None, counts, [None] * len(steps))
+
+    @classmethod
+    def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:
+        """State of a request that takes the stock path because of `reason`."""
+        return cls(options, prompt_tokens, reason=reason)

@@ -1,0 +1,176 @@
+"""The composite attention backend: one child per level, each the backend SGLang would have built.
+
+Level 0 is stock's backend over the stock request table. The child of each later level is a second instance of the same
+backend over the widened table, planned for that level's view. A batch without pruned requests goes to level 0 for all
+layers: stock, untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
+from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
+from sglang.srt.runtime_context import get_parallel
+
+from claa_sglang.arguments import config_of
+from claa_sglang.batch_plan import BatchPlan
+from claa_sglang.config import ClaaConfig
+from claa_sglang.late_pass import LatePass
+from claa_sglang.late_slots import LateSlots
+from claa_sglang.patches.forward_batch import plan_of
+from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.memory import late_slots_of
+
+
+class LateRunner:
+    """SGLang's model runner as a late child sees it: the same, with another request table and slot translator."""
+
+    def __init__(self, runner: Any, table: torch.Tensor) -> None:
+        pool = copy.copy(runner.req_to_token_pool)
+        pool.req_to_token = table
+        self._runner = runner
+        self.req_to_token_pool = pool
+        self.kv_index_translator = KVIndexTranslator(
+            req_to_token=table,
+            token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
+            token_to_kv_pool=runner.token_to_kv_pool,
+            page_size=runner.page_size or 1,
+            device=runner.device,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+
+class ClaaAttnBackend(AttentionBackend):
+    """Sends each layer to the child of its level and scores the layers that rank.
+
+    Args:
+        children: one backend per level.
+        translators: per later level, the slot translator its view is bound to.
+        slots: the late slots, with the widened table.
+        config: the server's configuration.
+    """
+
+    def __init__(
+        self,
+        children: list[AttentionBackend],
+        translators: list[KVIndexTranslator],
+        slots: LateSlots,
+        config: ClaaConfig,
+    ) -> None:
+        super().__init__()
+        self.early = children[0]
+        self.attn_backend_list = children
+        self.slots = slots
+        self.config = config
+        self.active: LatePass | None = None
+        self._translators = translators
+        # Class-level defaults of AttentionBackend hide the child's values from __getattr__.
+        for name in ("token_to_kv_pool", "req_to_token_pool", "kv_index_translator", "needs_cpu_seq_lens"):
+            setattr(self, name, getattr(self.early, name, None))
+        for name in ("data_type", "kv_cache_dtype", "extend_dummy_seqs_capped_by_req_pool"):
+            setattr(self, name, getattr(self.early, name))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "early":  # before __init__, as copy and pickle ask
+            raise AttributeError(name)
+        return getattr(self.early, name)
+
+    # --- planning ------------------------------------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        self.active = None
+        self.early.init_forward_metadata(forward_batch)
+        plan: BatchPlan | None = plan_of(forward_batch)
+        if plan is not None:
+            self.active = LatePass(
+                plan, forward_batch, self.slots.table, self.config, self._prepare_view, agree_across_ranks
+            )
+
+    def _prepare_view(self, view: Any, level: int) -> None:
+        translator = self._translators[level - 1]
+        translator.own_plan(view).bind(view, translator)
+        self.attn_backend_list[level].init_forward_metadata(view)
+
+    # --- attention -----------------------------------------------------------------------------------------------
+
+    def level_of(self, layer_id: int) -> int:
+        """Number of prunes before layer `layer_id`."""
+        return sum(layer_id > step.prune_layer for step in self.config.steps)
+
+    def forward(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True, **kwargs: Any
+    ) -> Any:
+        if self.active is None:
+            return self.early.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        level = self.level_of(layer.layer_id)
+        out = self.attn_backend_list[level].forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        # After the child: some backends write this forward's keys to the pool only then.
+        if self.active.needs_scores(level, layer.layer_id):
+            queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+            keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+            self.active.score(level, queries, keys, layer.scaling)
+        return out
+
+    # --- what a wrapper must pass on -----------------------------------------------------------------------------
+
+    def support_triton(self) -> bool:
+        return self.early.support_triton()
+
+    def shared_read_ends(self, fm: Any) -> SharedReadEnds:
+        """Where reads of what the scheduler may change end: a prefill with a prune reads tables between layers."""
+        ends = SharedReadEnds.max_of(child.shared_read_ends(fm) for child in self.attn_backend_list)
+        if self.active is None or fm.is_decode():
+            return ends
+        return SharedReadEnds.max_of((ends, SharedReadEnds.POST_REPLAY))
+
+    def resolve_prefill_shared_read_ends(
+        self, forward_batch: Any, *, num_qo_tokens: int, build_snapshot: bool = True
+    ) -> SharedReadEnds:
+        if plan_of(forward_batch) is not None:
+            return SharedReadEnds.UNKNOWN  # the whole forward
+        return self.early.resolve_prefill_shared_read_ends(
+            forward_batch, num_qo_tokens=num_qo_tokens, build_snapshot=build_snapshot
+        )
+
+    def can_run_prefill_cuda_graph(self, forward_batch: Any) -> bool:
+        """A batch with pruned requests changes its number of rows half-way: no captured graph has that shape."""
+        ask = getattr(self.early, "can_run_prefill_cuda_graph", None)
+        return plan_of(forward_batch) is None and (ask is None or ask(forward_batch))
+
+
+def agree_across_ranks(ranking: torch.Tensor) -> torch.Tensor:
+    """The ranking over all KV heads: max over the tensor-parallel ranks, each of which scored its own heads."""
+    group = get_parallel().attn_tp_group
+    if group.world_size == 1:
+        return ranking
+    torch.distributed.all_reduce(ranking, op=torch.distributed.ReduceOp.MAX, group=group.device_group)
+    return ranking
+
+
+def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new_workspace: bool) -> AttentionBackend:
+    """AROUND `_build_resolved_backend`: the stock backend, and one more instance of it per prune step."""
+    early = original(model_runner=model_runner, resolved=resolved, init_new_workspace=init_new_workspace)
+    slots, config = late_slots_of(model_runner.req_to_token_pool), config_of(model_runner.server_args)
+    children, translators = [early], []
+    for _ in config.steps:
+        runner = LateRunner(model_runner, slots.table)
+        children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))
+        translators.append(runner.kv_index_translator)
+    return ClaaAttnBackend(children, translators, slots, config)
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.model_executor.model_runner_components.attention_backend_setup._build_resolved_backend",
+        ("model_runner", "resolved", "init_new_workspace"),
+        "around",
+        build_composite,
+        "scheduler",
+        "Late layers need a second instance of whatever attention backend SGLang resolved.",
+    ),
+)

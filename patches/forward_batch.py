@@ -1,0 +1,70 @@
+"""Attach the batch plan to SGLang's ForwardBatch, where the requests are still at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from claa_sglang.batch_plan import BatchPlan, plan_decode, plan_extend
+from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.memory import late_slots_of
+
+_KEY = "claa"
+
+
+def plan_of(forward_batch: Any) -> BatchPlan | None:
+    """The plan of a batch that has pruned requests, else None."""
+    return (forward_batch.model_specific_states or {}).get(_KEY)
+
+
+def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
+    """AFTER `ForwardBatch.init_new`: a batch with pruned requests carries its plan, any other stays as it was."""
+    # A classmethod's hook sees the class first; a caller may pass everything by name.
+    bound = dict(zip(("cls", "batch", "model_runner"), args, strict=False)) | kwargs
+    batch, runner = bound["batch"], bound["model_runner"]
+    states = [getattr(req, "claa", None) for req in batch.reqs]
+    if not any(state is not None and state.pruned for state in states):
+        return result
+    slots = late_slots_of(runner.req_to_token_pool)
+    rows = [req.kv.req_pool_idx for req in batch.reqs]
+    if result.forward_mode.is_decode():
+        plan = plan_decode(
+            states,
+            rows=rows,
+            seq_lens=batch.seq_lens_cpu.tolist(),
+            table_stride=slots.stride,
+            num_steps=slots.num_steps,
+        )
+    else:
+        plan = plan_extend(
+            states,
+            rows=rows,
+            prefix_lens=batch.prefix_lens,
+            extend_lens=batch.extend_lens,
+            last_chunk=[req.extend_end == len(req.full_untruncated_fill_ids) for req in batch.reqs],
+            table_stride=slots.stride,
+            num_steps=slots.num_steps,
+        )
+    result.model_specific_states = {**(result.model_specific_states or {}), _KEY: plan}
+    return result
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        (
+            "cls",
+            "batch",
+            "model_runner",
+            "capture_hidden_mode",
+            "return_hidden_states_before_norm",
+            "extend_position_info",
+            "spec_mrope_positions",
+            "kv_loc_plan",
+            "write_cols",
+        ),
+        "after",
+        attach_plan,
+        "scheduler",
+        "The last place that sees both the requests and the batch the model runs.",
+    ),
+)
