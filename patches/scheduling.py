@@ -11,6 +11,7 @@ from claa_sglang.admission import chunk_len, late_prompt_slots, max_new_tokens
 from claa_sglang.arguments import config_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
+from claa_sglang.patches.requests import make_dense
 from claa_sglang.state import RequestState
 
 
@@ -18,6 +19,11 @@ def pruned_state(req: Any) -> RequestState | None:
     """The state of a pruned request; None for any other, which takes the stock path."""
     state = getattr(req, "claa", None)
     return state if state is not None and state.pruned else None
+
+
+def new_tokens(req: Any) -> int:
+    """Tokens the request may still generate, clipped as stock's admission clips them."""
+    return min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS)
 
 
 def make_adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
@@ -34,7 +40,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
     window = config_of(scheduler.server_args).window
     slots = late_slots_of(scheduler.req_to_token_pool)
 
-    class ClaaPrefillAdder(base):  # type: ignore[misc, valid-type]
+    class ClaaPrefillAdder(base):
         _current: Any = None  # the request being added
 
         def _get_running_request_total_token_offset(self, req: Any) -> int:
@@ -46,8 +52,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             state = pruned_state(req)
             if state is None or slots.reserved(req.kv.req_pool_idx):
                 return reserve
-            new = max(req.sampling_params.max_new_tokens - len(req.output_ids), 0)
-            return reserve + late_prompt_slots(state, len(req.output_ids)) + min(new, CLIP_MAX_NEW_TOKENS)
+            return reserve + late_prompt_slots(state, len(req.output_ids)) + new_tokens(req)
 
         def floor_chunked_tokens(self, trunc_len: int, remaining: int) -> int:
             length = super().floor_chunked_tokens(trunc_len, remaining)
@@ -55,9 +60,15 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
                 return length
             return chunk_len(length, remaining, window)
 
+        def _promise_rest(self, req: Any, slots_per_new_token: int) -> None:
+            """Charge what a prompt that was cut still needs, so that nobody admitted beside it takes it."""
+            rest = len(req.full_untruncated_fill_ids) - req.extend_end
+            self.memory_budget.total_offset += rest + slots_per_new_token * new_tokens(req)
+            # A shortened chunk leaves budget over; a second prompt must not be cut in the same step.
+            self.rem_chunk_tokens = 0
+
         def add_chunked_req(self, req: Any) -> Any:
-            state = pruned_state(req)
-            if state is None:
+            if pruned_state(req) is None:
                 return super().add_chunked_req(req)
             self._current = req
             remaining = len(req.full_untruncated_fill_ids) - req.prefix_len
@@ -66,8 +77,10 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
                 return req  # parked until running requests give memory back
             left = super().add_chunked_req(req)
             if left is not None:
-                # A shortened chunk leaves budget over; a second prompt must not be cut in the same step.
-                self.rem_chunk_tokens = 0
+                self._promise_rest(req, slots_per_new_token=2)
+            else:
+                # Stock has charged the output's early slots, and the prompt's late slots are taken.
+                self.memory_budget.total_offset += new_tokens(req)
             return left
 
         def add_one_req(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
@@ -80,7 +93,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
                 return AddReqResult.OTHER
             result = super().add_one_req(req, has_chunked_req, truncation_align_size)
             if self.new_chunked_req is req:
-                self.rem_chunk_tokens = 0
+                self._promise_rest(req, slots_per_new_token=1)  # the late ones are in the slot reserve
                 if result is AddReqResult.CONTINUE:
                     result = self.budget_state()
             return result
@@ -113,12 +126,21 @@ def check_decode_capacity(
 
 
 def limit_new_tokens(result: Any, self: Any, req: Any) -> Any:
-    """AFTER `init_req_max_new_tokens`: a pruned request's output must fit twice, early and late."""
+    """AFTER `init_req_max_new_tokens`: a pruned request's output must fit twice, early and late.
+
+    A prompt that fits the pool only without late slots runs dense: stock's own checks decide about that.
+    """
     state = pruned_state(req)
-    if state is not None:
-        params = req.sampling_params
-        params.max_new_tokens = max(0, min(params.max_new_tokens, max_new_tokens(self.max_total_num_tokens, state)))
-        params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)
+    if state is None:
+        return result
+    limit = max_new_tokens(self.max_total_num_tokens, state)
+    if limit < 1:
+        need = state.prompt_tokens + state.kept_counts[0]
+        make_dense(req, f"{need} early and late KV slots do not fit a pool of {self.max_total_num_tokens}")
+        return result
+    params = req.sampling_params
+    params.max_new_tokens = min(params.max_new_tokens, limit)
+    params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)
     return result
 
 

@@ -1,0 +1,290 @@
+"""The one configuration of CLAA: operator flags and an optional profile file become one frozen record.
+
+Host-side only: no torch, no SGLang. Types and ranges are msgspec constraints (checked by `msgspec.convert`,
+never by a constructor); what holds between values is checked in `ClaaConfig.__post_init__`, so however a
+configuration came to be, it is consistent. Every refusal is a ConfigError that names the flag, the value, the
+range and a remedy.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+KeepRate = Annotated[float, Meta(gt=0, le=1)]
+Layer = Annotated[int, Meta(ge=0, le=9999)]
+Layers = Annotated[tuple[Layer, ...], Meta(min_length=1)]
+Window = Annotated[int, Meta(ge=1, le=1024)]
+PoolKernel = Annotated[int, Meta(ge=1, le=1023)]
+PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+DEFAULT_KEEP_RATE = 0.2
+DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
+
+# field of ClaaFlags -> what may be written, with unit, range and default; --help and the errors share it.
+HELP: dict[str, str] = {
+    "keep_rate": "share of the prompt tokens that go on to the late layers: above 0, at most 1 (default 0.2)",
+    "prune_layer": "layer after whose MLP tokens are dropped: 0 to L-2 of a model's L (default L//2 - 1)",
+    "score_layers": (
+        "layers whose attention ranks the tokens, none above the prune layer: a count n, such as 4, for the "
+        "last n up to the prune layer, or an ascending list, such as 8,12,14,17; one layer alone is written "
+        "with a comma, such as 14, (default 4, or fewer where the prune layer is below 3)"
+    ),
+    "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
+    "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
+    "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
+    "profile": "JSON file with these values, as a calibration writes it; an explicit flag wins over it",
+}
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used. The text names the flag, the value, the range and a remedy."""
+
+
+class PruneStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One prune: after layer `prune_layer`'s MLP only `keep_rate` of the prompt tokens go on.
+
+    score_layers: ascending and unique, none above prune_layer, all above the previous step's prune layer.
+    """
+
+    prune_layer: Layer
+    keep_rate: KeepRate
+    score_layers: Layers
+
+
+class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything CLAA is told, for one model; made by `resolve`, the same in every process.
+
+    steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending.
+    num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
+    profile: the file the values came from, where one was given.
+    """
+
+    steps: Annotated[tuple[PruneStep, ...], Meta(min_length=1)]
+    num_layers: Annotated[int, Meta(ge=2)]
+    window: Window = 8
+    pool_kernel: PoolKernel = 7
+    min_prompt_tokens: PromptTokens = 1024
+    profile: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool_kernel % 2 == 0:
+            odd = self.pool_kernel - 1
+            raise ConfigError(f"--claa-pool-kernel {self.pool_kernel}: must be odd; give {odd}")
+        previous: PruneStep | None = None
+        for step in self.steps:
+            _check_step(step, previous, self.num_layers)
+            previous = step
+
+    @property
+    def namespace(self) -> str:
+        """Prefix-cache namespace of pruned requests.
+
+        Late-layer rows of its nodes hold the boundary state after the first prune layer, which depends on
+        nothing else: requests with other keep rates or windows share the prefix.
+        """
+        return f"claa:p{self.steps[0].prune_layer}"
+
+    def with_keep_rate(self, rate: float) -> ClaaConfig:
+        """This configuration with another keep rate in (0, 1] for the first step, later rates in proportion.
+
+        Raises ConfigError for a rate outside the range.
+        """
+        if not 0 < rate <= 1:
+            raise ConfigError(f"keep_rate {rate}: must be above 0 and at most 1")
+        # Below this every prompt keeps its window alone; it leaves room for later rates to be smaller still.
+        current = max(float(rate), 1e-9)
+        scale = current / self.steps[0].keep_rate
+        steps = [msgspec.structs.replace(self.steps[0], keep_rate=current)]
+        for step in self.steps[1:]:
+            # Rounding must not make two rates equal: they descend.
+            current = min(step.keep_rate * scale, math.nextafter(current, 0.0))
+            steps.append(msgspec.structs.replace(step, keep_rate=current))
+        return msgspec.structs.replace(self, steps=tuple(steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the namespace, for /server_info."""
+        return {**msgspec.json.decode(msgspec.json.encode(self)), "namespace": self.namespace}
+
+
+class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator typed; None means not given. HELP says what each may be."""
+
+    keep_rate: float | None = None
+    prune_layer: int | None = None
+    score_layers: str | None = None
+    window: int | None = None
+    pool_kernel: int | None = None
+    min_prompt_tokens: int | None = None
+    profile: str | None = None
+
+
+class ProfileModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model a profile was measured on. Layers mean nothing in a model of another depth."""
+
+    num_layers: Annotated[int, Meta(ge=2)]
+    name: str = ""
+    architecture: str = ""
+
+
+class ProfileStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One prune step of a profile; in the first step a value left out is the default."""
+
+    prune_layer: Layer | UnsetType = UNSET
+    keep_rate: KeepRate | UnsetType = UNSET
+    score_layers: Layers | UnsetType = UNSET
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A profile file: values for one model, as a calibration writes them, and where they come from."""
+
+    version: Literal[1]
+    model: ProfileModel
+    steps: tuple[ProfileStep, ...] = ()
+    window: Window | UnsetType = UNSET
+    pool_kernel: PoolKernel | UnsetType = UNSET
+    min_prompt_tokens: PromptTokens | UnsetType = UNSET
+    provenance: dict[str, str] = {}
+
+
+def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
+    """The configuration for a model of `num_layers` layers: explicit flags, then the profile, then defaults.
+
+    Flags describe the first prune step; further steps come from a profile, and an explicit keep rate scales
+    theirs in proportion. Raises ConfigError, and nothing else, for anything that cannot be used.
+    """
+    if num_layers < 2:
+        raise ConfigError(f"--enable-claa: {num_layers} layer has no late layers; run the model without CLAA")
+    profile = None if flags.profile is None else load_profile(flags.profile, num_layers)
+    common = _given(profile, ("window", "pool_kernel", "min_prompt_tokens"))
+    for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
+        if (value := getattr(flags, name)) is not None:
+            common[name] = _checked(name, value, kind)
+
+    profile_steps = profile.steps if profile is not None and profile.steps else (ProfileStep(),)
+    first = _given(profile_steps[0], ("prune_layer", "keep_rate", "score_layers"))
+    first.setdefault("keep_rate", DEFAULT_KEEP_RATE)
+    if flags.prune_layer is not None:
+        first["prune_layer"] = _checked("prune_layer", flags.prune_layer, Layer)
+    prune_layer = first.setdefault("prune_layer", num_layers // 2 - 1)
+    if flags.score_layers is not None:
+        first["score_layers"] = _parse_score_layers(flags.score_layers, prune_layer)
+    elif "score_layers" not in first:
+        first["score_layers"] = _last_layers(min(DEFAULT_SCORED, prune_layer + 1), prune_layer)
+    later = [_given(step, ("prune_layer", "keep_rate", "score_layers")) for step in profile_steps[1:]]
+
+    raw = {"steps": [first, *later], "num_layers": num_layers, "profile": flags.profile, **common}
+    try:
+        config = msgspec.convert(raw, ClaaConfig)
+        if flags.keep_rate is not None:
+            config = config.with_keep_rate(_checked("keep_rate", flags.keep_rate, KeepRate))
+    except msgspec.ValidationError as error:
+        origin = f" (values not given as flags come from --claa-profile {flags.profile})" if profile else ""
+        raise ConfigError(f"{error}{origin}") from error
+    return config
+
+
+def load_profile(path: str, num_layers: int) -> Profile:
+    """Read and validate a profile file. Raises ConfigError naming the file and what to do."""
+    try:
+        text = Path(path).read_bytes()
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--claa-profile {path}: cannot be read: {error}. Give the path of a readable profile file"
+        ) from error
+    try:
+        profile = msgspec.json.decode(text, type=Profile)
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"--claa-profile {path}: not a profile: {error}. Write it again (a calibration does), or give "
+            "the values as flags without --claa-profile"
+        ) from error
+    if profile.model.num_layers != num_layers:
+        raise ConfigError(
+            f"--claa-profile {path}: made for a model of {profile.model.num_layers} layers"
+            f"{f' ({profile.model.name})' if profile.model.name else ''}, this model has {num_layers}. "
+            "Use the profile of this model, or none."
+        )
+    return profile
+
+
+def _check_step(step: PruneStep, previous: PruneStep | None, num_layers: int) -> None:
+    """What must hold between the values of one step and of the step before it. Raises ConfigError."""
+    prune, scored = step.prune_layer, step.score_layers
+    if not 0 <= prune <= num_layers - 2:
+        raise ConfigError(
+            f"--claa-prune-layer {prune}: must be 0 to {num_layers - 2}, as the model has {num_layers} "
+            f"layers (default {num_layers // 2 - 1})"
+        )
+    if list(scored) != sorted(set(scored)):
+        ordered = _listed(sorted(set(scored)))
+        raise ConfigError(f"--claa-score-layers {_listed(scored)}: must ascend, each layer once; write {ordered}")
+    if not scored or scored[0] < 0 or scored[-1] > prune:
+        raise ConfigError(
+            f"--claa-score-layers {_listed(scored)}: must be layers 0 to {prune}, the prune layer. Give "
+            "--claa-score-layers that fit, or a later --claa-prune-layer"
+        )
+    if previous is None:
+        return
+    if prune <= previous.prune_layer or scored[0] <= previous.prune_layer:
+        raise ConfigError(
+            f"prune step at layer {prune}, scored layers {_listed(scored)}: both must lie above the previous "
+            f"step's prune layer {previous.prune_layer}. Correct the steps of the profile, or the flags"
+        )
+    if step.keep_rate >= previous.keep_rate:
+        raise ConfigError(
+            f"prune step at layer {prune}: keep_rate {step.keep_rate} must be below the previous step's "
+            f"{previous.keep_rate} (both are shares of the whole prompt). Correct the steps of the profile"
+        )
+
+
+def _given(record: msgspec.Struct | None, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the named values that a profile record gives."""
+    values = {} if record is None else {name: getattr(record, name) for name in names}
+    return {name: value for name, value in values.items() if value is not UNSET}
+
+
+def _flag(name: str) -> str:
+    return "--claa-" + name.replace("_", "-")
+
+
+def _checked(name: str, value: object, kind: Any) -> Any:
+    """`value` if it has the type and range of `kind`; else ConfigError with the flag's own help."""
+    try:
+        return msgspec.convert(value, kind)
+    except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
+        raise ConfigError(f"{_flag(name)} {value!r}: {error}. Give the {HELP[name]}") from error
+
+
+def _last_layers(count: int, prune_layer: int) -> tuple[int, ...]:
+    return tuple(range(prune_layer - count + 1, prune_layer + 1))
+
+
+def _parse_score_layers(text: object, prune_layer: int) -> tuple[int, ...]:
+    """Parse `4` as a count, `8,12` and `14,` as lists; lists are checked against the prune layer later."""
+    problem = ConfigError(f"--claa-score-layers {text!r}: give the {HELP['score_layers']}")
+    if not isinstance(text, str):
+        raise problem
+    parts = [part.strip() for part in text.split(",")]
+    is_list = len(parts) > 1
+    if is_list and parts[-1] == "":
+        parts.pop()
+    if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+        raise problem
+    numbers = tuple(int(part) for part in parts)
+    if is_list:
+        return numbers
+    if not 1 <= numbers[0] <= prune_layer + 1:
+        raise ConfigError(
+            f"--claa-score-layers {text}: a count must be 1 to {prune_layer + 1}, for the last layers up to "
+            f"the prune layer {prune_layer}; layer {numbers[0]} alone is written {numbers[0]},"
+        )
+    return _last_layers(numbers[0], prune_layer)
+
+
+def _listed(layers: tuple[int, ...] | list[int]) -> str:
+    return ",".join(map(str, layers)) + ("," if len(layers) == 1 else "")

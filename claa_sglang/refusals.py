@@ -1,0 +1,246 @@
+"""What cannot be combined with `--enable-claa`, as a table: id, condition, reason, remedy.
+
+Conditions read SGLang's resolved arguments and its ModelConfig by attribute, so that this module imports nothing
+of SGLang; an attribute that does not exist is an error, never a rule that silently does not apply. What only the
+loaded model can tell (how its layers are called) is checked in the scheduler, where the layers are wrapped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+ATTENTION_BACKENDS = ("torch_native", "fa3", "flashinfer", "triton")
+DEVICES = ("cpu", "cuda")
+BF16 = ("bf16", "bfloat16")
+SPECIAL_ARCHITECTURES = (
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Gemma3nForCausalLM",
+    "Gemma3nForConditionalGeneration",
+)
+
+
+class Facts(NamedTuple):
+    """What conditions read.
+
+    args: SGLang's resolved server arguments. model: its ModelConfig. window: CLAA's observation window in tokens,
+    0 when the configuration itself is refused. environ: environment variables.
+    """
+
+    args: Any
+    model: Any
+    window: int
+    environ: Mapping[str, str]
+
+
+class Rule(NamedTuple):
+    """One thing that cannot be combined with CLAA. `violated` answers for given facts."""
+
+    id: str
+    violated: Callable[[Facts], Any]
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"[{self.id}] {self.reason}. Remedy: {self.remedy}."
+
+
+def violated(args: Any, model: Any, window: int = 0, environ: Mapping[str, str] = os.environ) -> list[Rule]:
+    """All rules that hold against this start, in the order of the table; empty means CLAA may run."""
+    facts = Facts(args, model, window, environ)
+    return [rule for rule in RULES if rule.violated(facts)]
+
+
+def _flag(*names: str) -> Callable[[Facts], bool]:
+    """Any of these arguments is set, on, or above zero."""
+    return lambda f: any(getattr(f.args, name) for name in names)
+
+
+def _above_one(*names: str) -> Callable[[Facts], bool]:
+    return lambda f: any((getattr(f.args, name) or 0) > 1 for name in names)
+
+
+def _attention_backends(f: Facts) -> tuple[str, str]:
+    """Backends of prefill and decode; the specific argument wins over the general one."""
+    general = f.args.attention_backend
+    return (f.args.prefill_attention_backend or general, f.args.decode_attention_backend or general)
+
+
+def _graph(f: Facts, phase: str) -> str:
+    """How CUDA graphs are captured for a phase: full, breakable or disabled. None are ever captured on a CPU."""
+    config = f.args.cuda_graph_config
+    return "disabled" if config is None or f.args.device != "cuda" else getattr(config, phase).backend
+
+
+def _text(f: Facts, name: str) -> Any:
+    """A key of the model's text configuration, which may lack it; None then."""
+    return getattr(f.model.hf_text_config, name, None)
+
+
+def _other_kv_dtype(f: Facts) -> bool:
+    """KV of another type than the model's, by argument or by the checkpoint's own quantization record."""
+    record = f.model.hf_quant_config or {}
+    records = (record, record.get("quantization") or {})
+    asked = any(r.get(key) for r in records for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
+    dtype = f.args.kv_cache_dtype
+    return asked or (dtype != "auto" and (dtype not in BF16 or str(f.model.dtype) != "torch.bfloat16"))
+
+
+def _layer_kinds(f: Facts) -> set[str]:
+    return set(_text(f, "layer_types") or ())
+
+
+def _linear_layers(f: Facts) -> bool:
+    kinds = {"linear_attention", "mamba", "mamba2", "conv", "recurrent"}
+    named = any(_text(f, key) for key in ("linear_attn_config", "mamba_d_state", "ssm_state_size", "ssm_cfg"))
+    hybrid = f.model.linear_attn_registry_result is not None or bool(kinds & _layer_kinds(f))
+    return f.model.attention_arch.name == "SSM" or hybrid or named
+
+
+def _layers_that_are_not_one_each(f: Facts) -> bool:
+    return f.model.num_attention_layers != f.model.num_hidden_layers or bool(_text(f, "num_kv_shared_layers"))
+
+
+_DROP = "start without {}"
+_MODEL = "serve this model without --enable-claa"
+
+RULES: tuple[Rule, ...] = (
+    # --- how requests are scheduled and where they run
+    Rule("speculative-decoding", _flag("speculative_algorithm"),
+         "speculative decoding verifies several tokens at once and has a KV cache of its own, which has no late rows",
+         _DROP.format("--speculative-algorithm")),
+    Rule("disaggregation",
+         lambda f: f.args.disaggregation_mode != "null" or f.args.decoupled_spec_role != "null"
+         or f.args.encoder_only or f.args.language_only or f.args.enable_pdmux or f.args.enable_pd_role_switch,
+         "prefill and decode in different places would have to send late slots along",
+         _DROP.format("--disaggregation-mode, --encoder-only, --language-only and --enable-pdmux")),
+    Rule("mixed-chunk", _flag("enable_mixed_chunk"),
+         "batches that mix prefill chunks with decode rows have no late view", _DROP.format("--enable-mixed-chunk")),
+    Rule("two-batch-overlap", _flag("enable_two_batch_overlap", "enable_single_batch_overlap"),
+         "overlapped half batches split a batch behind the late view's back",
+         _DROP.format("--enable-two-batch-overlap and --enable-single-batch-overlap")),
+    Rule("dllm", _flag("dllm_algorithm"), "a diffusion model revisits tokens that a prune has dropped",
+         _DROP.format("--dllm-algorithm")),
+    Rule("multi-item-scoring", _flag("enable_mis"), "multi-item scoring reads logits of many prompt rows",
+         _DROP.format("--enable-mis")),
+    Rule("streaming-session", _flag("enable_streaming_session", "enable_session_radix_cache"),
+         "a session's KV outlives its requests, late slots do not",
+         _DROP.format("--enable-streaming-session and --enable-session-radix-cache")),
+    Rule("chunk-below-window",
+         lambda f: 0 < (f.args.chunked_prefill_size or 0) < f.window,
+         "a prefill chunk must hold the whole observation window, as the last chunk's queries rank the prompt",
+         "set --chunked-prefill-size to at least --claa-window tokens, or to -1 for no chunks"),
+    Rule("prefill-only", _flag("prefill_only_disable_kv_cache"), "without a KV cache there is nothing to prune",
+         _DROP.format("--prefill-only-disable-kv-cache")),
+    # --- parallelism
+    Rule("pipeline-parallel", _above_one("pp_size"), "the layers after the prune layer would be on another rank",
+         "use --pp-size 1; --tp-size and --dp-size are free"),
+    Rule("attention-data-parallel", _above_one("attn_dp_size"),
+         "ranks of data-parallel attention agree on row counts before the prune",
+         "use --attn-dp-size 1 without --enable-dp-attention; --dp-size replicas are free"),
+    Rule("context-parallel",
+         lambda f: f.args.attn_cp_size > 1 or f.args.dcp_size > 1 or f.args.enable_prefill_cp
+         or f.args.enable_dsa_cache_layer_split,
+         "each rank would see only a part of the prompt to rank",
+         "use --attn-cp-size 1 and --dcp-size 1 without --enable-prefill-cp"),
+    Rule("multi-node", _above_one("nnodes"), "the configurations of different nodes are not compared with each other",
+         "use one node, --nnodes 1"),
+    Rule("ray", _flag("use_ray"), "schedulers in Ray actors do not report whether CLAA is active",
+         _DROP.format("--use-ray")),
+    # --- front ends
+    Rule("tokenizer-workers", _above_one("tokenizer_worker_num"),
+         "additional tokenizer processes do not load plugins, so requests would pass unchecked",
+         "use --tokenizer-worker-num 1"),
+    Rule("rust-server",
+         lambda f: f.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"),
+         "the Rust server bypasses the tokenizer manager that checks and reports requests",
+         "unset SGLANG_RUST_SERVER"),
+    Rule("grpc-server",
+         lambda f: f.args.smg_grpc_mode or f.args.grpc_mode or bool(f.environ.get("SMG_SGLANG_ZMQ_HANDSHAKE")),
+         "the gRPC servers and smg's headless schedulers bypass the tokenizer manager that checks and reports requests",
+         _DROP.format("--smg-grpc-mode, --grpc-mode and smg's launcher (SMG_SGLANG_ZMQ_HANDSHAKE)")),
+    # --- memory
+    Rule("hierarchical-cache",
+         _flag("enable_hierarchical_cache", "hicache_storage_backend", "enable_lmcache", "enable_flexkv",
+               "enable_unified_cache_external_linker"),
+         "KV written to another tier would carry boundary states in place of late KV",
+         _DROP.format("--enable-hierarchical-cache, --hicache-storage-backend, --enable-lmcache, --enable-flexkv "
+                      "and --enable-unified-cache-external-linker")),
+    Rule("radix-cache-backend", lambda f: f.args.radix_cache_backend is not None,
+         "only SGLang's own unified radix cache is known to keep pruned requests in their namespace",
+         _DROP.format("--radix-cache-backend")),
+    Rule("hisparse", _flag("enable_hisparse"), "sparse KV swapping moves slots that late rows point to",
+         _DROP.format("--enable-hisparse")),
+    Rule("kv-sharding", _flag("enable_kv_cache_sharding"), "a late row must find all its slots on its own rank",
+         _DROP.format("--enable-kv-cache-sharding")),
+    Rule("unified-memory", _flag("enable_unified_memory", "enable_page_major_kv_layout"),
+         "boundary states are stored in per-layer KV rows, which this layout does not have",
+         _DROP.format("--enable-unified-memory and --enable-page-major-kv-layout")),
+    Rule("page-size", _above_one("page_size"), "late slots are single tokens", "use --page-size 1"),
+    Rule("kv-dtype", _other_kv_dtype,
+         "boundary states live in KV rows, and rows of another type than the model's would round them",
+         "use --kv-cache-dtype auto, and a checkpoint without quantized KV"),
+    Rule("memory-saver", _flag("enable_memory_saver"), "released and resumed KV memory forgets late slots",
+         _DROP.format("--enable-memory-saver")),
+    Rule("weight-offload",
+         lambda f: f.args.cpu_offload_gb > 0 or f.args.offload_group_size > 0 or f.args.ple_offload_embedding,
+         "offloaded layers are wrapped in the same place as CLAA wraps them",
+         _DROP.format("--cpu-offload-gb, --offload-group-size and --ple-offload-embedding")),
+    Rule("kv-canary", lambda f: f.args.kv_canary != "none",
+         "the canary takes the boundary states in late-layer rows for corrupted KV", _DROP.format("--kv-canary")),
+    # --- execution
+    Rule("lora", _flag("enable_lora", "lora_paths"), "adapter batches are laid out for the rows before the prune",
+         _DROP.format("--enable-lora and --lora-paths")),
+    Rule("torch-compile", _flag("enable_torch_compile"), "compiled models run past the wrapped layers",
+         _DROP.format("--enable-torch-compile")),
+    Rule("fused-model-kernel", _flag("enable_nvidia_megakernel", "enable_amd_monokernel"),
+         "whole-model kernels run past the wrapped layers",
+         _DROP.format("--enable-nvidia-megakernel and --enable-amd-monokernel")),
+    Rule("prefill-cuda-graph-full", lambda f: _graph(f, "prefill") == "full",
+         "a full prefill graph has one number of rows for all layers", "--cuda-graph-backend-prefill=disabled"),
+    Rule("prefill-cuda-graph", lambda f: _graph(f, "prefill") not in ("disabled", "full"),
+         "prefill through CUDA graphs is not supported yet; a later version lifts this", "--disable-cuda-graph"),
+    Rule("decode-cuda-graph", lambda f: _graph(f, "decode") != "disabled",
+         "decode through CUDA graphs is not supported yet; a later version lifts this", "--disable-cuda-graph"),
+    Rule("hidden-states",
+         _flag("enable_return_hidden_states", "return_hidden_states_mode", "enable_return_aux_hidden_states"),
+         "hidden states of dropped tokens do not exist after the prune layer",
+         _DROP.format("--enable-return-hidden-states, --return-hidden-states-mode and "
+                      "--enable-return-aux-hidden-states")),
+    Rule("routed-experts", _flag("enable_return_routed_experts", "enable_return_indexer_topk"),
+         "per-layer records of dropped tokens do not exist after the prune layer",
+         _DROP.format("--enable-return-routed-experts and --enable-return-indexer-topk")),
+    Rule("attention-backend", lambda f: not set(_attention_backends(f)) <= set(ATTENTION_BACKENDS),
+         "the attention backend is not one that late views were written for",
+         f"use --attention-backend {{{','.join(ATTENTION_BACKENDS)}}}"),
+    Rule("two-attention-backends", lambda f: len(set(_attention_backends(f))) > 1,
+         "different attention backends for prefill and decode are not tested",
+         "use --attention-backend alone, without --prefill-attention-backend and --decode-attention-backend"),
+    Rule("device", lambda f: str(f.args.device).split(":")[0] not in DEVICES,
+         "only CUDA devices and SGLang's CPU engine are supported", "use --device cuda or --device cpu"),
+    # --- the model
+    Rule("embedding-model", lambda f: f.args.is_embedding or not f.model.is_generation,
+         "an embedding or reward model reads rows that a prune drops", _MODEL),
+    Rule("multimodal", lambda f: f.model.is_multimodal or f.model.is_audio_model,
+         "image and audio tokens are not tested, and multimodal models wrap their layers differently", _MODEL),
+    Rule("encoder-decoder", lambda f: f.model.is_encoder_decoder, "cross-attention has no late view", _MODEL),
+    Rule("mla", lambda f: f.model.attention_arch.name == "MLA",
+         "multi-head latent attention has no per-head keys to score, and its KV rows hold no boundary states", _MODEL),
+    Rule("sliding-window",
+         lambda f: f.model.is_hybrid_swa or f.model.is_local_attention_model
+         or f.model.attention_chunk_size is not None
+         or bool({"sliding_attention", "chunked_attention"} & _layer_kinds(f)),
+         "sliding-window or chunked attention counts positions that pruned rows do not have", _MODEL),
+    Rule("linear-attention", _linear_layers, "state-space and linear-attention layers need every token in turn",
+         _MODEL),
+    Rule("attention-sinks", lambda f: f.model.has_attention_sinks, "learned attention sinks are not in the scores",
+         _MODEL),
+    Rule("shared-kv", _layers_that_are_not_one_each,
+         "layers that share KV, or run more than once, cannot be split into early and late ones", _MODEL),
+    Rule("different-key-value-size", lambda f: f.model.attention_arch.name == "MHA" and f.model.has_asymmetric_kv,
+         "keys and values of different sizes leave no place for boundary states", _MODEL),
+    Rule("model-family", lambda f: bool(set(SPECIAL_ARCHITECTURES) & set(f.model.hf_config.architectures or ())),
+         "this model family calls its layers in its own way", _MODEL),
+)  # fmt: skip

@@ -1,0 +1,94 @@
+"""What one request may ask of CLAA, read from `custom_params["claa"]`, and why a request runs dense.
+
+Host-side only: no torch, no SGLang. The values come from an untrusted HTTP body, so nothing here raises
+anything but RequestError, and nothing is coerced: `true` is not a number and `"0.4"` is not one either.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+KeepRate = Annotated[float, Meta(gt=0, le=1)]
+
+# key -> (type, what a user may write); the one source for validation and for the error text.
+_KEYS: dict[str, tuple[Any, str]] = {
+    "enabled": (bool, "true or false; default true"),
+    "keep_rate": (KeepRate | None, "a number above 0 and at most 1; default the server's --claa-keep-rate"),
+    "return_kept": (bool, "true or false; default false"),
+}
+
+
+class RequestError(ValueError):
+    """The request asks for something CLAA does not offer. The text names the key and its range (HTTP 400)."""
+
+
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one request.
+
+    enabled: False runs the request dense, as stock would.
+    keep_rate: share of prompt tokens kept by the first prune step, in (0, 1]; None means the server's own.
+    return_kept: report the kept positions in `meta_info["claa"]`.
+    """
+
+    enabled: bool = True
+    keep_rate: KeepRate | None = None
+    return_kept: bool = False
+
+
+def parse_options(custom_params: object) -> RequestOptions:
+    """Read and validate `custom_params["claa"]`.
+
+    None, a mapping without "claa", and `"claa": null` give the defaults; other keys of `custom_params` belong
+    to somebody else and are not looked at. Raises RequestError naming the key and the allowed values, and
+    nothing else.
+    """
+    if custom_params is None:
+        return RequestOptions()
+    if not isinstance(custom_params, Mapping):
+        raise RequestError(f"custom_params: expected an object, got {_show(custom_params)}")
+    raw = custom_params.get("claa")
+    if raw is None:
+        return RequestOptions()
+    if not isinstance(raw, Mapping):
+        raise RequestError(f"custom_params.claa: expected an object, got {_show(raw)}. {_allowed()}")
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if not isinstance(key, str) or key not in _KEYS:
+            raise RequestError(f"custom_params.claa: unknown key {_show(key)}. {_allowed()}")
+        kind, text = _KEYS[key]
+        try:
+            values[key] = msgspec.convert(value, kind)
+        except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
+            raise RequestError(f"custom_params.claa.{key}: got {_show(value)}, must be {text}") from error
+    return RequestOptions(**values)
+
+
+def dense_reason(
+    options: RequestOptions, *, prompt_tokens: int, min_prompt_tokens: int, input_logprobs: bool
+) -> str | None:
+    """Why this request runs dense, for `meta_info["claa"]["reason"]`; None when it is to be pruned."""
+    if not options.enabled:
+        return "disabled by request"
+    if input_logprobs:
+        return "input logprobs need every row of the prompt in the late layers"
+    if prompt_tokens < min_prompt_tokens:
+        return f"prompt shorter than {min_prompt_tokens} tokens (--claa-min-prompt-tokens)"
+    return None
+
+
+def _allowed() -> str:
+    return "Allowed keys: " + "; ".join(f"{key} ({text})" for key, (_, text) in _KEYS.items())
+
+
+def _show(value: object) -> str:
+    """A short, printable rendering that cannot fail: the value is the client's, the text an HTTP body."""
+    try:
+        text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+        return f"{text[:100]} ({type(value).__name__})"
+    except Exception:  # e.g. an int beyond the interpreter's digit limit, or a __repr__ that raises
+        return f"a value of type {type(value).__name__}"

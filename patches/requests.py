@@ -1,0 +1,159 @@
+"""Every generation request gets its CLAA state where the scheduler builds it, and its place in the radix tree.
+
+Pruned requests have a namespace of their own: the late rows of its nodes hold boundary states, which a dense
+request would read as KV. No `extra_key` that a client can send leads from one namespace into the other.
+`cache_salt` is a separate part of SGLang's key and is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from claa_sglang.config import ClaaConfig
+from claa_sglang.patches.hooks import Hook
+from claa_sglang.request import RequestError, RequestOptions, dense_reason, parse_options
+from claa_sglang.state import RequestState
+
+MARK = "claa:"  # every key made here starts with it, and no key left alone does
+DENSE = f"{MARK}dense|"
+
+ABORTED = "aborted before it ran"
+INVALID = "the request's custom_params are invalid"
+SESSION = "sessions keep their KV beyond the request"
+
+# (reason, predicate on SGLang's TokenizedGenerateReqInput): what only the stock path serves.
+STOCK_ONLY: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    (
+        "input embeddings do not have token ids to share a prefix by",
+        lambda r: r.input_embeds is not None or r.positional_embed_overrides is not None,
+    ),
+    ("multimodal input", lambda r: r.mm_inputs is not None),
+    ("hidden states are returned for every prompt token", lambda r: bool(r.return_hidden_states)),
+    (
+        "routed experts or indexer choices are returned for every prompt token",
+        lambda r: bool(r.return_routed_experts or r.return_indexer_topk),
+    ),
+    (SESSION, lambda r: r.session_params is not None),
+    ("beam search copies KV between requests", lambda r: (r.sampling_params.beam_width or 1) > 1),
+    (
+        "score requests compare logprobs, and have no way to opt out",
+        lambda r: (
+            (r.token_ids_logprob is not None and r.sampling_params.max_new_tokens == 0)
+            or r.multi_item_delimiter_indices is not None
+            or r.token_indices_to_pool is not None
+        ),
+    ),
+)
+
+
+def pruned_key(extra_key: str | None, namespace: str) -> str:
+    """Radix key of a pruned request: `namespace` (starts with MARK, has no "|"), then the client's key."""
+    return f"{namespace}|{extra_key}" if extra_key else namespace
+
+
+def dense_key(extra_key: str | None) -> str | None:
+    """Radix key of a dense request: the client's own, as in stock, unless it could pass for one of ours."""
+    return f"{DENSE}{extra_key}" if extra_key and extra_key.startswith(MARK) else extra_key
+
+
+def client_key(key: str) -> str | None:
+    """The client's key in what `pruned_key` made."""
+    return key.partition("|")[2] or None
+
+
+def wants_input_logprobs(recv_req: Any, prompt_tokens: int) -> bool:
+    """Whether logprobs of prompt tokens are asked for.
+
+    SGLang writes "none" as logprob_start_len -1, or the prompt's length; any other negative number means all.
+    """
+    start = recv_req.logprob_start_len
+    return bool(recv_req.return_logprob) and start != -1 and start < prompt_tokens
+
+
+def decide(options: RequestOptions, config: ClaaConfig, recv_req: Any, prompt_tokens: int) -> RequestState:
+    """Plan of a request of `prompt_tokens` tokens: pruned, or dense and why.
+
+    recv_req: SGLang's TokenizedGenerateReqInput; read only.
+    """
+    reason = dense_reason(
+        options,
+        prompt_tokens=prompt_tokens,
+        min_prompt_tokens=config.min_prompt_tokens,
+        input_logprobs=wants_input_logprobs(recv_req, prompt_tokens),
+    )
+    if reason is None:
+        reason = next((why for why, applies in STOCK_ONLY if applies(recv_req)), None)
+    if reason is None and prompt_tokens <= config.window:
+        reason = f"prompt of at most {config.window} tokens (--claa-window)"
+    if reason is None:
+        return RequestState.pruned_request(options, config, prompt_tokens)
+    return RequestState.dense_request(options, prompt_tokens, reason)
+
+
+def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs: Any) -> Any:
+    """AFTER Scheduler._create_generation_req, also of sessions: sets `req.claa` and `req.extra_key`."""
+    from claa_sglang.arguments import config_of
+
+    config = config_of(scheduler.server_args)
+    prompt_tokens = _prompt_tokens(req, scheduler)
+    try:
+        options = parse_options(req.sampling_params.custom_params)
+    except RequestError as error:
+        # The server process refuses these; whoever gets past it must still not stop the scheduler.
+        req.claa = RequestState.dense_request(RequestOptions(), prompt_tokens, INVALID)
+        req.extra_key = dense_key(req.extra_key)
+        req.set_finish_with_abort(str(error))
+        return req
+    if recv_req.session_id is not None and scheduler.enable_session_radix_cache:
+        state = RequestState.dense_request(options, prompt_tokens, SESSION)
+    else:
+        state = decide(options, config, recv_req, prompt_tokens)
+    req.claa = state
+    req.extra_key = pruned_key(req.extra_key, config.namespace) if state.pruned else dense_key(req.extra_key)
+    return req
+
+
+def leave_on_abort(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER Req.set_finish_with_abort, which SGLang calls on requests that are not scheduled yet.
+
+    It replaces the prompt with one token and lets that run. So it runs dense and outside the pruned
+    namespace: its plan was made for another length.
+    """
+    make_dense(req, ABORTED)
+
+
+def make_dense(req: Any, reason: str) -> None:
+    """Turn a pruned request that is not scheduled yet into a dense one; any other stays as it is."""
+    state = getattr(req, "claa", None)
+    if state is not None and state.pruned:
+        req.claa = RequestState.dense_request(state.options, len(req.origin_input_ids), reason)
+        req.extra_key = dense_key(client_key(req.extra_key))
+
+
+def _prompt_tokens(req: Any, scheduler: Any) -> int:
+    """Length of the prompt as it will run: the scheduler may cut it, after this."""
+    from sglang.srt.runtime_context import get_serving
+
+    length = len(req.origin_input_ids or ())
+    return min(length, scheduler.max_req_input_len) if get_serving().allow_auto_truncate else length
+
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        target="sglang.srt.managers.scheduler.Scheduler._create_generation_req",
+        params=("self", "recv_req", "args", "kwargs"),
+        kind="after",
+        fn=attach_state,
+        process="scheduler",
+        reason="a request is pruned or dense, and its radix namespace follows, from the moment it exists",
+    ),
+    Hook(
+        target="sglang.srt.managers.schedule_batch.Req.set_finish_with_abort",
+        params=("self", "error_msg", "status_code", "err_type"),
+        kind="after",
+        fn=leave_on_abort,
+        process="scheduler",
+        reason="an aborted request runs on a one-token prompt: dense, and not in the pruned namespace",
+    ),
+)

@@ -1,0 +1,118 @@
+"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, hooks in place, late slots.
+
+The late slots are live numbers of the schedulers, and SGLang's own readback of their state fetches them: each
+scheduler adds its own, the server sums them over data-parallel replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from claa_sglang.patches.hooks import SUPPORTED_SGLANG, Hook, applied_count
+from claa_sglang.report import KEY
+
+# What the last readback found, one item per scheduler. /server_info reads back just before it answers.
+_last: list[dict[str, int]] = []
+
+
+def late_slots(scheduler: Any) -> dict[str, int]:
+    """KV slots that late layers can take in one scheduler, in tokens, now; zeros if there are none.
+
+    total: the pool, which early KV and cached prefixes share. free: can be taken at once. held: late slots that
+    requests hold.
+    """
+    slots = getattr(scheduler.req_to_token_pool, "_aux_cache", None)
+    values = {"total": "total", "free": "free_count", "held": "held"}
+    return {name: getattr(slots, attribute, 0) for name, attribute in values.items()}
+
+
+def add_late_slots(output: Any, controller: Any, _recv_req: Any) -> Any:
+    """AFTER SchedulerInternalStateController.get_internal_state: `claa.late_slots` of this scheduler, now."""
+    output.internal_state[KEY] = {"late_slots": late_slots(controller.scheduler)}
+    return output
+
+
+async def remember_late_slots(original: Callable[[Any], Awaitable[list[dict]]], manager: Any) -> list[dict]:
+    """AROUND TokenizerControlMixin.get_internal_state, which asks every scheduler; returns its answer."""
+    states = await original(manager)
+    _last[:] = _slots_in(states)
+    return states
+
+
+def add_to_server_info(result: dict, server_args: Any, scheduler_info: dict) -> dict:
+    """AFTER build_server_info (HTTP and gRPC): adds `claa`."""
+    result[KEY] = server_entry(server_args, scheduler_info, _last)
+    return result
+
+
+def add_to_engine_info(result: dict, engine: Any) -> dict:
+    """AFTER Engine.get_server_info, which builds its answer itself: adds `claa`."""
+    infos = engine._scheduler_init_result.scheduler_infos
+    slots = _slots_in(result["internal_states"])
+    result[KEY] = server_entry(engine.tokenizer_manager.server_args, infos[0], slots)
+    return result
+
+
+def server_entry(server_args: Any, scheduler_info: dict, slots: Iterable[dict[str, int]]) -> dict[str, Any]:
+    """The value of `claa`, as JSON values.
+
+    `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in
+    the server and in its scheduler. `late_slots`: as above, over all replicas.
+    """
+    from claa_sglang.arguments import config_of
+
+    rows = {"server": applied_count(), "scheduler": (scheduler_info.get(KEY) or {}).get("hooks", 0)}
+    return {
+        "config": config_of(server_args).to_dict(),
+        "hooks": {"ok": all(rows.values()), **rows, "sglang": SUPPORTED_SGLANG},
+        "late_slots": _summed(slots),
+    }
+
+
+def _slots_in(states: Iterable[dict]) -> list[dict[str, int]]:
+    return [state[KEY]["late_slots"] for state in states if KEY in state]
+
+
+def _summed(slots: Iterable[dict[str, int]]) -> dict[str, int]:
+    parts = list(slots)
+    return {name: sum(part[name] for part in parts) for name in ("total", "free", "held")}
+
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        target=(
+            "sglang.srt.managers.scheduler_components.internal_state."
+            "SchedulerInternalStateController.get_internal_state"
+        ),
+        params=("self", "recv_req"),
+        kind="after",
+        fn=add_late_slots,
+        process="scheduler",
+        reason="free late slots are known in the scheduler only, and this is how a server reads its state",
+    ),
+    Hook(
+        target="sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.get_internal_state",
+        params=("self",),
+        kind="around",
+        fn=remember_late_slots,
+        process="server",
+        reason="/server_info reads the schedulers' state here, but does not hand it to build_server_info",
+    ),
+    Hook(
+        target="sglang.srt.utils.common.build_server_info",
+        params=("server_args", "scheduler_info"),
+        kind="after",
+        fn=add_to_server_info,
+        process="server",
+        reason="the /server_info route itself is bound when it is declared; this builds its answer",
+    ),
+    Hook(
+        target="sglang.srt.entrypoints.engine.Engine.get_server_info",
+        params=("self",),
+        kind="after",
+        fn=add_to_engine_info,
+        process="server",
+        reason="sgl.Engine builds the same answer on its own",
+    ),
+)

@@ -1,0 +1,93 @@
+"""Every scheduler tells the server that it serves CLAA and how; a server whose schedulers do not does not start.
+
+The parent has checked itself, but a scheduler is another process, where an environment variable, another plugin or
+another installation can make things different. SGLang's own handshake carries the proof: what a scheduler sends when
+it is ready has a `claa` entry, and the parent compares it with its own configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from claa_sglang.patches.hooks import SCHEDULER, SERVER, Hook, applied_count
+
+REMEDY = (
+    "Start all processes from one installation of claa-sglang, and see the scheduler's log above for why its hooks "
+    "are not in place."
+)
+
+
+def report_active(result: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+    """AFTER Scheduler.get_init_info: adds `claa` to the handshake of a scheduler whose hooks are verified."""
+    return {**result, "claa": state_of(scheduler.server_args)}
+
+
+def state_of(server_args: Any) -> dict[str, Any]:
+    """What this process serves: `config` (plain JSON) and `hooks`, the number of rows applied and verified here."""
+    from claa_sglang.arguments import config_of
+
+    return {"config": config_of(server_args).to_dict(), "hooks": applied_count()}
+
+
+def report_of_replicas(result: dict[str, Any], controller: Any) -> dict[str, Any]:
+    """AFTER DataParallelController.get_init_info: hands on what the replicas report, the first that differs if any."""
+    reports = [info.get("claa") for info in controller._scheduler_init_infos]
+    different = [report for report in reports if report != reports[0]]
+    return {**result, "claa": (different or reports)[0]}
+
+
+def require_active(infos: list[dict[str, Any]], readers: list[Any], processes: list[Any]) -> None:
+    """AFTER _wait_for_scheduler_ready in the server: raises StartupError unless every scheduler serves our config."""
+    from sglang.srt.runtime_context import get_context
+
+    from claa_sglang.arguments import config_of
+
+    expected = config_of(get_context().server_args).to_dict()
+    for rank, info in enumerate(infos):
+        found = info.get("claa") or {}
+        if found.get("config") != expected or not found.get("hooks"):
+            _refuse(rank, expected, found, processes)
+
+
+def _refuse(rank: int, expected: dict[str, Any], found: dict[str, Any], processes: list[Any]) -> None:
+    from sglang.srt.runtime_context import get_context
+    from sglang.srt.utils import kill_process_tree
+
+    from claa_sglang.plugin import stop
+
+    for process in processes:
+        kill_process_tree(process.pid)
+    stop(
+        get_context().server_args,
+        f"scheduler {rank} does not serve CLAA as this server was asked to.\n"
+        f"      expected: its hooks verified, config {expected}\n"
+        f"      found:    {found or 'no report: CLAA is not active there'}\n  {REMEDY}",
+    )
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_init_info",
+        ("self",),
+        "after",
+        report_active,
+        SCHEDULER,
+        "Tells the server, in SGLang's own handshake, that this scheduler serves CLAA and with which configuration.",
+    ),
+    Hook(
+        "sglang.srt.managers.data_parallel_controller.DataParallelController.get_init_info",
+        ("self",),
+        "after",
+        report_of_replicas,
+        SCHEDULER,
+        "The controller answers for its replicas and would drop their report.",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
+        ("scheduler_pipe_readers", "scheduler_procs"),
+        "after",
+        require_active,
+        SERVER,
+        "Stops the server unless every scheduler reports the configuration that the server was given.",
+    ),
+)

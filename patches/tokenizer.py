@@ -1,0 +1,92 @@
+"""Requests are refused before they leave the tokenizer process, and reports arrive in `meta_info["claa"]`.
+
+A streaming `/generate` answers 200 before SGLang validates it, so that route is checked at its JSON contract
+too. Every route, and `sgl.Engine`, passes the tokenizer manager's own check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from claa_sglang.patches.hooks import Hook
+from claa_sglang.report import KEY
+from claa_sglang.request import RequestError, parse_options
+
+
+def check_request(manager: Any, obj: Any, _input_ids: Any) -> None:
+    """BEFORE TokenizerManager._validate_one_request: raises RequestError, a ValueError, which becomes a 400.
+
+    obj: one request (SGLang splits batches first). Its sampling parameters are merged with the server's
+    preferred ones, as SGLang merges them later.
+    """
+    params = obj.sampling_params
+    if isinstance(params, Mapping):
+        merged = {**(manager.preferred_sampling_params or {}), **params}
+        parse_options(merged.get("custom_params"))
+
+
+def check_generate_body(error: str | None, body: Any) -> str | None:
+    """AFTER api_contract.generate_contract_error: what is wrong with a `/generate` body, None if nothing is.
+
+    body: parsed JSON of any shape. A batch has one object of sampling parameters, or a list of one per item.
+    """
+    if error is not None or not isinstance(body, Mapping):
+        return error
+    params = body.get("sampling_params")
+    for item in params if isinstance(params, list) else [params]:
+        if isinstance(item, Mapping):
+            try:
+                parse_options(item.get("custom_params"))
+            except RequestError as refusal:
+                return str(refusal)
+    return None
+
+
+def take_report(
+    original: Callable[..., None],
+    manager: Any,
+    meta_info: dict,
+    state: Any,
+    customized_info: dict,
+    index: int,
+    finish_reason: dict | None,
+) -> None:
+    """AROUND TokenizerManager.update_request_meta_info: one dict in the final chunk.
+
+    SGLang accumulates such values in lists, one entry per output token, and slices them when it streams.
+    A report is one per request, so it bypasses that.
+    """
+    others = {key: values for key, values in customized_info.items() if key != KEY}
+    original(manager, meta_info, state, others, index, finish_reason)
+    reports = customized_info.get(KEY)
+    if reports and reports[index]:
+        meta_info[KEY] = reports[index][0]
+
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        params=("self", "obj", "input_ids"),
+        kind="before",
+        fn=check_request,
+        process="server",
+        reason='custom_params["claa"] is checked where SGLang checks a request, so a bad one is an HTTP 400',
+    ),
+    Hook(
+        target="sglang.srt.entrypoints.api_contract.generate_contract_error",
+        params=("body",),
+        kind="after",
+        fn=check_generate_body,
+        process="server",
+        reason="a streaming /generate request has its status sent before it is validated, except here",
+    ),
+    Hook(
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+        params=("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+        kind="around",
+        fn=take_report,
+        process="server",
+        reason="a report is one value per request, and SGLang would list and slice it per token",
+    ),
+)

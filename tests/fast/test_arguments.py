@@ -1,0 +1,206 @@
+"""The flags: how they are given, what their help says, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass, namespace_of, record_fields
+from sglang.srt.server_args import ServerArgs
+
+from claa_sglang.arguments import ClaaServerArgs, config_of, flags_of, is_server_process
+from claa_sglang.config import HELP, ClaaFlags, ConfigError
+from claa_sglang.plugin import StartupError
+
+FLAGS = {
+    "--claa-keep-rate": ("share of", "above 0, at most 1", "default 0.2"),
+    "--claa-prune-layer": ("layer", "0 to L-2", "default L//2 - 1"),
+    "--claa-score-layers": ("layers", "none above the prune layer", "default 4"),
+    "--claa-window": ("tokens", "1 to 1024", "default 8"),
+    "--claa-pool-kernel": ("tokens", "odd, 1 to 1023", "default 7"),
+    "--claa-min-prompt-tokens": ("tokens", "0 or more", "default 1024"),
+    "--claa-profile": ("JSON file", "an explicit flag wins"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Llama of 8 layers: its config.json, no weights."""
+    from transformers import LlamaConfig
+
+    directory = tmp_path_factory.mktemp("llama")
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
+    LlamaConfig(**shape, num_attention_heads=4, architectures=["LlamaForCausalLM"]).save_pretrained(directory)
+    return str(directory)
+
+
+def arguments(model: str, **given: Any) -> Any:
+    cpu = {"device": "cpu", "attention_backend": "torch_native", "skip_tokenizer_init": True}
+    return ClaaServerArgs(model_path=model, load_format="dummy", **{**cpu, **given})
+
+
+def parse(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_cli_args_from_dataclass(parser, ClaaServerArgs)
+    return parser.parse_args(["--model-path", "x", *flags])
+
+
+def python(code: str, **env: str) -> str:
+    """What a fresh interpreter prints that runs `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+# --- declaration
+
+
+def test_it_is_sglangs_record_with_our_fields_last() -> None:
+    stock, ours = ([field.name for field in record_fields(cls)] for cls in (ServerArgs, ClaaServerArgs))
+    assert ours == [*stock, "enable_claa", *(f"claa_{name}" for name in ClaaFlags.__struct_fields__)]
+    assert namespace_of(ClaaServerArgs)["claa_keep_rate"] == "claa"
+
+
+def test_help_names_unit_range_and_default(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split()).replace("enable- claa", "enable-claa")
+    assert "--enable-claa " in text
+    for flag, words in FLAGS.items():
+        part = text.rsplit(f" {flag} ", 1)[1].split(" --claa-")[0]
+        for word in (*words, "Needs --enable-claa"):
+            assert word in part, f"{flag}: {word!r} is not in its help: {part[:300]}"
+    assert set(FLAGS) == {"--claa-" + name.replace("_", "-") for name in HELP}
+
+
+def test_flags_are_parsed_and_none_means_not_given() -> None:
+    flags = ("--enable-claa", "--claa-keep-rate", "0.3", "--claa-score-layers", "2,3")
+    given = ClaaServerArgs.from_cli_args(parse(*flags))
+    assert given.enable_claa and flags_of(given) == ClaaFlags(keep_rate=0.3, score_layers="2,3")
+    nothing = ClaaServerArgs.from_cli_args(parse())
+    assert not nothing.enable_claa and flags_of(nothing) == ClaaFlags()
+
+
+@pytest.mark.parametrize("flags", [("--claa-keep-rate", "a"), ("--claa-window", "1.5"), ("--claa-keeprate", "0.2")])
+def test_what_is_not_a_flag_or_a_number_is_refused_by_the_parser(flags: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--enable-claa", *flags)
+
+
+# --- configuration
+
+
+def test_config_uses_the_depth_of_the_model(model: str) -> None:
+    config = config_of(arguments(model, enable_claa=True, claa_keep_rate=0.3))
+    assert config.num_layers == 8 and len(config.steps) == 1
+    assert config.steps[0].prune_layer == 3 and config.steps[0].keep_rate == 0.3
+
+
+@pytest.mark.parametrize(("given", "layers"), [([1, 3], (1, 3)), ((3,), (3,)), ("2", (2, 3)), ("1,3", (1, 3))])
+def test_score_layers_may_be_a_list_from_python(model: str, given: Any, layers: tuple[int, ...]) -> None:
+    assert config_of(arguments(model, claa_score_layers=given)).steps[0].score_layers == layers
+
+
+def test_config_is_made_once_and_travels_with_the_record(model: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"version": 1, "model": {"num_layers": 8}, "steps": [{"keep_rate": 0.5}]}))
+    server_args = arguments(model, enable_claa=True, claa_profile=str(profile))
+    config = config_of(server_args)
+    profile.unlink()
+    assert config_of(server_args) is config and config.steps[0].keep_rate == 0.5
+    assert config_of(pickle.loads(pickle.dumps(server_args))) == config
+
+
+def test_config_errors_come_through(model: str) -> None:
+    with pytest.raises(ConfigError, match="--claa-keep-rate"):
+        config_of(arguments(model, claa_keep_rate=1.5))
+
+
+# --- off
+
+
+def test_without_the_flag_resolution_is_sglangs_own(model: str) -> None:
+    ours = arguments(model)
+    ours.resolve_once()
+    stock = ServerArgs(
+        **{f: getattr(ours, f) for f in ServerArgs.__struct_fields__ if f != "random_seed"}, random_seed=1
+    )
+    stock.resolve_once()
+    different = {k for k, v in stock.resolved_dict().items() if ours.resolved_dict()[k] != v}
+    assert different <= {"random_seed"}
+    assert not any(name.startswith("_claa") for name in vars(ours))
+
+
+@pytest.mark.parametrize("name", sorted(HELP))
+def test_a_claa_flag_without_enable_claa_is_refused_with_the_remedy(model: str, name: str) -> None:
+    value = {"score_layers": "2", "profile": "x.json", "keep_rate": 0.3}.get(name, 3)
+    flag = "--claa-" + name.replace("_", "-")
+    with pytest.raises(StartupError, match=f"{flag} given without --enable-claa: add --enable-claa, or remove {flag}"):
+        arguments(model, **{f"claa_{name}": value}).resolve_once()
+
+
+def test_from_the_command_line_it_is_a_clean_exit(model: str) -> None:
+    server_args = arguments(model, claa_window=4)
+    msgspec.Struct.__setattr__(server_args, "_launch_command", "--model-path x --claa-window 4")
+    with pytest.raises(SystemExit) as stop:
+        server_args.resolve_once()
+    assert "add --enable-claa" in str(stop.value.code)
+
+
+# --- processes
+
+
+def test_a_child_unpickles_the_record_without_the_plugin(model: str, tmp_path: Path) -> None:
+    """SGLANG_PLUGINS keeps the plugin out of the child; the record's own class still brings CLAA along."""
+    server_args = arguments(model, enable_claa=True, claa_keep_rate=0.3)
+    server_args._claa_server_pid = os.getpid()
+    config = config_of(server_args)
+    (tmp_path / "record").write_bytes(pickle.dumps(server_args))
+    printed = python(
+        f"""
+import json, pickle
+record = pickle.load(open({str(tmp_path / "record")!r}, "rb"))
+from claa_sglang.arguments import config_of, is_server_process
+from sglang.srt.plugins import load_plugins
+load_plugins()
+print(json.dumps([type(record).__name__, config_of(record).to_dict(), is_server_process(record)]))
+""",
+        SGLANG_PLUGINS="none",
+    )
+    assert json.loads(printed) == ["ClaaServerArgs", config.to_dict(), False]
+    assert is_server_process(server_args)
+
+
+LOAD = "from sglang.srt.plugins import load_plugins; load_plugins()"
+IMPORT_ORDERS = {
+    "flags-first": f"{LOAD}; import sglang.srt.entrypoints.engine",
+    "engine-first": f"import sglang.srt.entrypoints.engine; {LOAD}",
+}
+PARSE_AND_REPORT = """
+import json
+from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.plugins.hook_registry import HookRegistry
+from sglang.srt.server_args import prepare_server_args
+args = prepare_server_args(["--model-path", "x", "--enable-claa", "--claa-window", "4"])
+found = [type(args).__name__, args.claa_window, Engine.server_args_class.__name__, sorted(HookRegistry._patched)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("order", IMPORT_ORDERS)
+def test_engine_and_command_line_use_our_record_and_nothing_else_is_touched(order: str) -> None:
+    printed = python(IMPORT_ORDERS[order] + PARSE_AND_REPORT, SGLANG_PLUGINS="claa")
+    name, window, engine_class, patched = json.loads(printed)
+    assert (name, window, engine_class) == ("ClaaServerArgs", 4, "ClaaServerArgs")
+    engine = ["sglang.srt.entrypoints.engine.Engine.server_args_class"] if order == "engine-first" else []
+    assert patched == [*engine, "sglang.srt.server_args.ServerArgs"]

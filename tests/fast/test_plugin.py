@@ -1,0 +1,141 @@
+"""What loading the plugin does, and how `--enable-claa` stops a start. Real SGLang, no engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from claa_sglang import plugin
+from claa_sglang.patches import hooks
+
+# One interpreter for the whole story, as importing SGLang's scheduler takes most of the time.
+STORY = """
+import inspect, json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+import sglang.srt.managers.scheduler as scheduler
+import sglang.srt.server_args as server_args
+from sglang.srt.entrypoints import engine
+from sglang.srt.plugins.hook_registry import HookRegistry
+from claa_sglang.plugin import StartupError
+
+def start(**given):
+    args = server_args.ServerArgs(
+        model_path=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, device="cpu",
+        attention_backend="torch_native", **given)
+    try:
+        args.resolve_once()
+    except StartupError as error:
+        return str(error)
+    return args
+
+def patched():
+    return sorted(HookRegistry._patched)
+
+report = {"loaded": patched(), "plain": type(start()).__name__, "after plain": patched()}
+report["refused"] = start(enable_claa=True, enable_mixed_chunk=True, page_size=16, claa_keep_rate=2.0)
+report["after refused"] = patched()
+stock = scheduler.Scheduler.get_init_info
+scheduler.Scheduler.get_init_info = lambda self, extra: None
+report["mismatch"] = start(enable_claa=True)
+scheduler.Scheduler.get_init_info = stock
+report["after mismatch"] = patched()
+args = start(enable_claa=True, claa_window=4)
+report["active"] = patched()
+args.resolve_once()
+report["again"] = patched()
+report["hooked"] = inspect.unwrap(engine._wait_for_scheduler_ready) is not engine._wait_for_scheduler_ready
+report["scheduler untouched here"] = scheduler.Scheduler.get_init_info is stock
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from transformers import LlamaConfig
+
+    model = tmp_path_factory.mktemp("llama")
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
+    LlamaConfig(**shape, num_attention_heads=4, architectures=["LlamaForCausalLM"]).save_pretrained(model)
+    environ = {**os.environ, "SGLANG_PLUGINS": "claa"}
+    command = [sys.executable, "-c", STORY, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_without_the_flag_only_the_arguments_are_replaced(report: dict[str, Any]) -> None:
+    assert report["loaded"] == ["sglang.srt.server_args.ServerArgs"]
+    assert report["plain"] == "ClaaServerArgs" and report["after plain"] == report["loaded"]
+
+
+def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_hooked(report: dict[str, Any]) -> None:
+    text = report["refused"]
+    for word in ("[mixed-chunk]", "[page-size]", "--claa-keep-rate 2.0", "Remedy:", hooks._version("sglang")):
+        assert word in text
+    assert report["after refused"] == report["loaded"]
+
+
+def test_another_sglang_is_refused_with_expected_found_and_remedy(report: dict[str, Any]) -> None:
+    text = report["mismatch"]
+    for word in (
+        "sglang.srt.managers.scheduler.Scheduler.get_init_info",
+        "expected: parameters (self)",
+        "found:    parameters (self, extra)",
+        f"pip install sglang=={hooks.SUPPORTED_SGLANG}",
+    ):
+        assert word in text
+    assert report["after mismatch"] == report["loaded"]
+
+
+def test_with_the_flag_the_rows_of_the_server_are_applied_once(report: dict[str, Any]) -> None:
+    expected = {hook.target for hook in hooks.collect() if hook.process in ("server", "all")}
+    assert set(report["active"]) == expected | set(report["loaded"])
+    assert report["again"] == report["active"]
+    assert report["hooked"] and report["scheduler untouched here"]
+
+
+def test_registering_makes_no_flag_when_it_fails_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {target: list(entries) for target, entries in HookRegistry._hooks.items()}
+    monkeypatch.setitem(sys.modules, "claa_sglang.arguments", None)
+    with caplog.at_level(logging.ERROR), pytest.raises(ImportError):
+        plugin.register()
+    assert "SGLang will not know --enable-claa" in caplog.text
+    assert {target: list(entries) for target, entries in HookRegistry._hooks.items()} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "pid", "expected"),
+    [
+        (None, os.getpid(), plugin.StartupError),  # launch_server(server_args) from Python
+        ("Engine(enable_claa=True)", os.getpid(), plugin.StartupError),
+        ("--model-path x --enable-claa", os.getpid(), SystemExit),
+        ("Engine(enable_claa=True)", os.getpid() + 1, SystemExit),  # a child process
+        (None, os.getpid() + 1, SystemExit),
+    ],
+)
+def test_stop_is_an_exception_for_python_and_a_clean_exit_elsewhere(
+    command: str | None, pid: int, expected: type[BaseException]
+) -> None:
+    record = SimpleNamespace(launch_command=command, _claa_server_pid=pid)
+    with pytest.raises(expected, match="claa-sglang: no good"):
+        plugin.stop(record, "no good")
+
+
+def test_the_entry_point_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (entry,) = [e for e in entry_points(group="sglang.srt.plugins") if e.name == "claa"]
+    assert entry.value == "claa_sglang.plugin:register" and entry.load() is plugin.register
+    assert Path(plugin.__file__).name == "plugin.py"

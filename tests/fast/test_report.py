@@ -1,0 +1,425 @@
+"""Requests, reports and metadata, on SGLang's own classes, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from array import array
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.patches import openai, report, requests, tokenizer
+from claa_sglang.report import KEY, build_report, safe_report
+from claa_sglang.request import RequestError, RequestOptions, parse_options
+from claa_sglang.state import RequestState
+
+STEP = PruneStep(prune_layer=3, keep_rate=0.25, score_layers=(1, 2, 3))
+CONFIG = ClaaConfig(steps=(STEP,), num_layers=8, min_prompt_tokens=32)
+SECOND = PruneStep(prune_layer=5, keep_rate=0.125, score_layers=(4, 5))
+
+
+def pruned(tokens: int = 80, config: ClaaConfig = CONFIG, **options: Any) -> RequestState:
+    state = RequestState.pruned_request(RequestOptions(**options), config, tokens)
+    for index, count in enumerate(state.kept_counts):
+        state.kept[index] = torch.arange(tokens - count, tokens)
+    state.late_computed_tokens = state.kept_counts[0]
+    return state
+
+
+def received(tokens: int = 80, *, params: dict | None = None, **fields: Any) -> Any:
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    values = {
+        "rid": "r",
+        "input_text": None,
+        "input_ids": array("q", range(tokens)),
+        "input_embeds": None,
+        "mm_inputs": None,
+        "token_type_ids": None,
+        "sampling_params": SamplingParams(**{"max_new_tokens": 4, **(params or {})}),
+        "return_logprob": False,
+        "logprob_start_len": -1,
+        "top_logprobs_num": 0,
+        "token_ids_logprob": None,
+        "stream": False,
+    }
+    return TokenizedGenerateReqInput(**{**values, **fields})
+
+
+# --- the report ---
+
+
+def test_report_of_a_pruned_request() -> None:
+    assert build_report(pruned(), cached_tokens=16) == {
+        "pruned": True,
+        "prompt_tokens": 80,
+        "kept_tokens": 20,
+        "early_cached_tokens": 16,
+        "late_computed_tokens": 20,
+        "keep_rate": 0.25,
+        "prune_layer": 3,
+        "score_layers": [1, 2, 3],
+    }
+
+
+def test_report_of_a_dense_request() -> None:
+    state = RequestState.dense_request(RequestOptions(), 7, "short")
+    assert build_report(state, cached_tokens=3) == {
+        "pruned": False,
+        "reason": "short",
+        "prompt_tokens": 7,
+        "kept_tokens": 7,
+        "early_cached_tokens": 3,
+    }
+
+
+def test_kept_positions_are_reported_only_when_asked_for() -> None:
+    assert "kept" not in build_report(pruned(), 0)
+    kept = build_report(pruned(return_kept=True), 0)["kept"]
+    assert kept == list(range(60, 80)) and all(type(position) is int for position in kept)
+
+
+def test_positions_that_were_never_ranked_are_left_out() -> None:
+    state = pruned(return_kept=True)
+    state.kept[0] = None
+    assert "kept" not in build_report(state, 0)
+
+
+def test_several_steps_are_listed_and_the_first_is_on_top() -> None:
+    config = ClaaConfig(steps=(STEP, SECOND), num_layers=8, min_prompt_tokens=32)
+    values = build_report(pruned(config=config, return_kept=True), 0)
+    assert [step["prune_layer"] for step in values["steps"]] == [3, 5]
+    assert [len(step["kept"]) for step in values["steps"]] == [20, 10]
+    assert {name: values[name] for name in values["steps"][0]} == values["steps"][0]
+    assert "steps" not in build_report(pruned(), 0)
+
+
+def test_the_request_s_own_keep_rate_is_reported() -> None:
+    assert build_report(pruned(keep_rate=0.5), 0)["keep_rate"] == 0.5
+
+
+def test_a_report_is_json() -> None:
+    values = build_report(pruned(return_kept=True), 0)
+    assert msgspec.json.decode(msgspec.json.encode(values)) == values == json.loads(json.dumps(values))
+
+
+def test_a_broken_state_is_an_error_in_the_report_and_no_exception() -> None:
+    state = pruned()
+    state.kept_counts = ()
+    assert safe_report(state, 0) == {"error": "IndexError: tuple index out of range"}
+    assert safe_report(None, 0) is None
+
+
+# --- pruned or dense ---
+
+
+def reason(tokens: int = 80, config: ClaaConfig = CONFIG, options: dict | None = None, **fields: Any) -> str | None:
+    recv = received(tokens, **fields)
+    return requests.decide(parse_options({"claa": options or {}}), config, recv, tokens).reason
+
+
+def test_a_plain_long_prompt_is_pruned() -> None:
+    assert reason() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        pytest.param({"options": {"enabled": False}}, "disabled", id="opted out"),
+        pytest.param({"tokens": 31}, "shorter than 32", id="short"),
+        pytest.param({"return_logprob": True, "logprob_start_len": 0}, "input logprobs", id="all logprobs"),
+        pytest.param({"return_logprob": True, "logprob_start_len": 79}, "input logprobs", id="the last logprob"),
+        pytest.param({"return_logprob": True, "logprob_start_len": -2}, "input logprobs", id="negative start"),
+        pytest.param(
+            {"return_logprob": True, "logprob_start_len": 0, "token_ids_logprob": [1]},
+            "input logprobs",
+            id="token id logprobs",
+        ),
+        pytest.param({"input_embeds": [[0.0]]}, "embeddings", id="input_embeds"),
+        pytest.param({"return_hidden_states": True}, "hidden states", id="hidden states"),
+        pytest.param({"return_hidden_states": "last"}, "hidden states", id="last hidden state"),
+        pytest.param({"return_routed_experts": True}, "routed experts", id="routed experts"),
+        pytest.param({"params": {"beam_width": 2}}, "beam", id="beam search"),
+        pytest.param(
+            {"params": {"max_new_tokens": 0}, "return_logprob": True, "token_ids_logprob": [1]},
+            "score",
+            id="score",
+        ),
+        pytest.param({"multi_item_delimiter_indices": [3]}, "score", id="multi-item score"),
+    ],
+)
+def test_what_runs_dense(fields: dict[str, Any], says: str) -> None:
+    assert says in (reason(**fields) or "pruned")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"return_logprob": True}, id="output logprobs, as -1"),
+        pytest.param({"return_logprob": True, "logprob_start_len": 80}, id="output logprobs, as the length"),
+        pytest.param({"return_logprob": True, "token_ids_logprob": [1]}, id="output token id logprobs"),
+        pytest.param({"logprob_start_len": 0}, id="a start without logprobs"),
+        pytest.param({"params": {"max_new_tokens": 0}}, id="prefix warm-up of n > 1"),
+        pytest.param({"params": {"beam_width": 1}}, id="one beam"),
+        pytest.param({"session_id": "s"}, id="a routing label"),
+        pytest.param({"extra_key": "x", "cache_salt": "y"}, id="namespaces"),
+    ],
+)
+def test_what_is_pruned_all_the_same(fields: dict[str, Any]) -> None:
+    assert reason(**fields) is None
+
+
+def test_a_session_request_runs_dense() -> None:
+    from sglang.srt.managers.io_struct import SessionParams
+
+    assert "sessions" in (reason(session_params=SessionParams(id="s")) or "pruned")
+
+
+def test_a_prompt_of_the_window_alone_has_nothing_to_rank() -> None:
+    config = msgspec.structs.replace(CONFIG, min_prompt_tokens=0)
+    assert "window" in (reason(tokens=CONFIG.window, config=config) or "pruned")
+    assert reason(tokens=CONFIG.window + 1, config=config) is None
+
+
+# --- radix namespaces ---
+
+CLIENT_KEYS = [
+    None,
+    "a",
+    "b|a",
+    "|",
+    "a|",
+    "claa:",
+    "claa:p3",
+    "claa:p3|",
+    "claa:p3|a",
+    "claa:dense|a",
+    "claa:dense|",
+]
+
+
+def test_no_client_key_leads_into_another_namespace() -> None:
+    made = [requests.pruned_key(key, CONFIG.namespace) for key in CLIENT_KEYS]
+    made += [requests.dense_key(key) for key in CLIENT_KEYS]
+    assert all(left != right for left, right in itertools.combinations(made, 2))
+    assert CONFIG.namespace.startswith(requests.MARK) and "|" not in CONFIG.namespace
+
+
+def test_a_dense_request_keeps_the_client_s_key() -> None:
+    for key in (None, "", "a", "b|a"):
+        assert requests.dense_key(key) == key
+
+
+def test_the_client_s_key_can_be_read_back() -> None:
+    assert [requests.client_key(requests.pruned_key(key, CONFIG.namespace)) for key in CLIENT_KEYS] == CLIENT_KEYS
+
+
+@pytest.mark.parametrize("key", [None, "a", "claa:p3"])
+def test_an_aborted_request_becomes_dense_and_leaves_the_pruned_namespace(key: str | None) -> None:
+    from sglang.srt.managers.schedule_batch import Req
+
+    req = Req.__new__(Req)
+    req.claa, req.extra_key = pruned(), requests.pruned_key(key, CONFIG.namespace)
+    req.origin_input_ids = array("q", [0])  # what SGLang runs in place of the prompt
+    requests.leave_on_abort(None, req, "message")
+    assert req.claa.reason == requests.ABORTED and req.claa.prompt_tokens == 1
+    assert req.extra_key == requests.dense_key(key)
+    requests.leave_on_abort(None, req, "message")
+    assert req.extra_key == requests.dense_key(key)
+
+
+# --- scheduler output ---
+
+
+def finished_request(state: RequestState | None, finished: bool = True) -> Any:
+    from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+
+    req = Req.__new__(Req)  # its constructor needs a running scheduler; the streamer reads three attributes
+    req.cached_tokens, req.finished_reason = 5, FINISH_LENGTH(1) if finished else None
+    if state is not None:
+        req.claa = state
+    return req
+
+
+def streamer(base: type | None = None) -> Any:
+    from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+    unused: Any = None
+    return report.reporting(base or SchedulerOutputStreamer)(
+        send_to_detokenizer=unused,
+        tree_cache=unused,
+        server_args=unused,
+        is_generation=True,
+        spec_algorithm=unused,
+        disaggregation_mode=unused,
+        enable_hicache_storage=unused,
+    )
+
+
+def test_only_requests_that_finish_are_reported() -> None:
+    reqs = [finished_request(pruned()), finished_request(pruned(), False), finished_request(None)]
+    info = streamer().build_additional_customized_info(reqs)
+    assert info == {KEY: [[build_report(pruned(), 5)], [], []]}
+    assert streamer().build_additional_customized_info(reqs[1:2]) == {}
+
+
+def test_another_plugin_s_streamer_keeps_its_fields() -> None:
+    from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+    class Other(SchedulerOutputStreamer):
+        has_additional_customized_info = True
+
+        def build_additional_customized_info(self, reqs: list) -> dict[str, list]:
+            return {"other": [[1] for _ in reqs]}
+
+    made = streamer(Other)
+    assert made.should_build_additional_customized_info() and made.has_additional_customized_info
+    assert set(made.build_additional_customized_info([finished_request(pruned())])) == {"other", KEY}
+    assert set(made.build_additional_customized_info([finished_request(pruned(), False)])) == {"other"}
+
+
+# --- tokenizer manager ---
+
+
+def test_a_report_is_one_dict_and_other_values_accumulate_as_in_sglang() -> None:
+    from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
+
+    state = ReqState.__new__(ReqState)
+    state.customized_info_accumulated, state.customized_info_reported_keys = {}, set()
+    manager, original = TokenizerManager.__new__(TokenizerManager), TokenizerManager.update_request_meta_info
+    for reports, expected in (([[], []], {"other": [1]}), ([[], [{"pruned": True}]], {"other": [1, 1]})):
+        meta_info: dict[str, Any] = {}
+        info = {"other": [[0], [1]], KEY: reports}
+        tokenizer.take_report(original, manager, meta_info, state, info, 1, None)
+        assert {key: value for key, value in meta_info.items() if key != KEY} == expected
+    assert meta_info[KEY] == {"pruned": True}
+    # SGLang slices what is accumulated, and a dict cannot be sliced.
+    assert KEY not in state.customized_info_accumulated
+
+
+@pytest.mark.parametrize("bad", [{"keep_rate": 0}, {"keep_rate": 1.5}, {"keep_rate": "0.4"}, {"nope": 1}])
+@pytest.mark.parametrize("batch", [False, True], ids=["one", "batch"])
+def test_a_bad_generate_body_names_the_key(bad: dict[str, Any], batch: bool) -> None:
+    params: Any = {"custom_params": {KEY: bad}}
+    body = {"input_ids": [1], "sampling_params": [{}, params] if batch else params}
+    error = tokenizer.check_generate_body(None, body)
+    assert error and next(iter(bad)) in error and "at most 1" in error
+
+
+@pytest.mark.parametrize(
+    "body",
+    [None, [], "x", {}, {"sampling_params": 3}, {"sampling_params": [3, None]}, {"sampling_params": {}}],
+)
+def test_other_bodies_are_left_to_sglang(body: Any) -> None:
+    assert tokenizer.check_generate_body(None, body) is None
+    assert tokenizer.check_generate_body("already wrong", body) == "already wrong"
+
+
+def test_preferred_sampling_params_count_unless_the_request_has_its_own() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    manager = TokenizerManager.__new__(TokenizerManager)
+    manager.preferred_sampling_params = {"custom_params": {KEY: {"keep_rate": 7}}}
+    with pytest.raises(RequestError, match="keep_rate"):
+        tokenizer.check_request(manager, GenerateReqInput(sampling_params={}), [])
+    own = {"custom_params": {KEY: {"keep_rate": 0.7}, "another_processor": {"x": 1}}}
+    tokenizer.check_request(manager, GenerateReqInput(sampling_params=own), [])
+
+
+# --- OpenAI ---
+
+
+def chunk(index: int, finish_reason: str | None, text: str = 'a "finish_reason":"stop" }') -> str:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish_reason}
+    return f"data: {json.dumps({'id': 'x', 'choices': [choice]})}\n\n"
+
+
+def test_the_chunk_that_ends_a_choice_gets_its_report() -> None:
+    event = openai.with_report(chunk(1, "stop"), {0: {"pruned": False}, 1: {"pruned": True}})
+    assert event.endswith("\n\n")
+    parsed = json.loads(event.removeprefix("data: "))
+    assert parsed.pop("metadata") == {KEY: {"pruned": True}}
+    assert parsed == json.loads(chunk(1, "stop").removeprefix("data: "))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(chunk(0, None), id="not the end"),
+        pytest.param(chunk(1, "stop"), id="another choice"),
+        pytest.param("data: [DONE]\n\n", id="done"),
+        pytest.param('data: {"choices":[],"usage":{}}\n\n', id="usage"),
+        pytest.param('data: {"error":{"message":"x"}}\n\n', id="error"),
+        pytest.param('event: sglext_ids\ndata: {"choices":[]}\n\n', id="named event"),
+        pytest.param("data: {not json}\n\n", id="no JSON"),
+        pytest.param(": keep-alive\n\n", id="comment"),
+    ],
+)
+def test_other_chunks_stay_as_they_are(event: str) -> None:
+    assert openai.with_report(event, {0: {"pruned": True}}) == event
+
+
+def test_a_stream_collects_reports_from_the_outputs_it_is_made_of_and_closes_them() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    closed = []
+
+    async def outputs(_manager: Any, _obj: Any, _request: Any) -> Any:
+        try:
+            yield {"meta_info": {}}
+            yield {"meta_info": {KEY: {"pruned": True}}}
+        finally:
+            closed.append("outputs")
+
+    async def events(_serving: Any, obj: Any, _request: Any, _raw: Any) -> Any:
+        async for output in openai.watch(outputs, None, obj, None):
+            yield chunk(0, "stop" if KEY in output["meta_info"] else None)
+
+    async def run(limit: int) -> list[str]:
+        stream = openai.stream_with_metadata(events, None, GenerateReqInput(input_ids=[1]), None, None)
+        seen = [event async for event, _ in _zip(stream, range(limit))]
+        await stream.aclose()
+        return seen
+
+    first, last = asyncio.run(run(2))
+    assert "metadata" not in first and '"metadata":{"claa":{"pruned":true}}' in last
+    assert len(asyncio.run(run(1))) == 1 and len(closed) == 2
+
+
+async def _zip(stream: Any, limit: range) -> Any:
+    for number in limit:
+        yield await anext(stream), number
+
+
+def test_outputs_of_other_routes_pass_untouched() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    marker = object()
+    assert openai.watch(lambda *_: marker, None, GenerateReqInput(input_ids=[1])) is marker
+
+
+@pytest.mark.parametrize("reports", [[{"pruned": True}], [{"pruned": True}, {"pruned": False}]])
+def test_metadata_of_a_whole_response(reports: list[dict]) -> None:
+    from sglang.srt.entrypoints.openai.protocol import CompletionResponse, UsageInfo
+
+    response = CompletionResponse(id="x", model="m", choices=[], usage=UsageInfo(), metadata={"weight_version": "w"})
+    ret = [{"meta_info": {KEY: report}} for report in reports]
+    made = openai.add_metadata(response, None, None, ret, 0)
+    assert made.metadata == {"weight_version": "w", KEY: reports if len(reports) > 1 else reports[0]}
+    response.metadata = None
+    assert openai.add_metadata(response, None, None, [{"meta_info": {}}], 0).metadata is None
+
+
+def test_an_error_response_stays_as_it_is() -> None:
+    from fastapi.responses import ORJSONResponse
+
+    response = ORJSONResponse({"error": "x"})
+    made = openai.add_metadata(response, None, None, [{"meta_info": {KEY: {}}}], 0)
+    assert made is response and not hasattr(made, "metadata")

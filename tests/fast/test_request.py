@@ -1,0 +1,118 @@
+"""Per-request options: every refusal names the key and what is allowed, and nothing else is ever raised."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import MappingProxyType
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from claa_sglang.request import RequestError, RequestOptions, dense_reason, parse_options
+
+
+@pytest.mark.parametrize("custom_params", [None, {}, {"other": object()}, {"claa": {}}, {"claa": None}])
+def test_nothing_asked_gives_the_defaults(custom_params: object) -> None:
+    assert parse_options(custom_params) == RequestOptions(enabled=True, keep_rate=None, return_kept=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"enabled": False}, RequestOptions(enabled=False)),
+        ({"keep_rate": 0.4}, RequestOptions(keep_rate=0.4)),
+        ({"keep_rate": 1}, RequestOptions(keep_rate=1.0)),
+        ({"keep_rate": None, "return_kept": True}, RequestOptions(return_kept=True)),
+        (MappingProxyType({"keep_rate": 1e-9}), RequestOptions(keep_rate=1e-9)),
+    ],
+)
+def test_options_are_read(asked: object, expected: RequestOptions) -> None:
+    got = parse_options({"claa": asked, "__req__": object()})
+    assert got == expected
+    assert got.keep_rate is None or type(got.keep_rate) is float
+
+
+NOT_A_RATE = [True, False, "0.4", [0.4], {"rate": 0.4}, b"0.4", math.nan, math.inf, -math.inf]
+OUT_OF_RANGE = [0, 0.0, -0.1, 1.0000001, 2, 10**400, 10**5000]
+
+
+@pytest.mark.parametrize("value", NOT_A_RATE + OUT_OF_RANGE, ids=lambda value: type(value).__name__)
+def test_a_bad_keep_rate_is_refused_with_its_range(value: object) -> None:
+    with pytest.raises(RequestError, match=r"custom_params\.claa\.keep_rate: .* above 0 and at most 1"):
+        parse_options({"claa": {"keep_rate": value}})
+
+
+@pytest.mark.parametrize("key", ["enabled", "return_kept"])
+@pytest.mark.parametrize("value", [0, 1, "true", "", None, [True], {}, 0.0], ids=repr)
+def test_a_bad_switch_is_refused_with_its_values(key: str, value: object) -> None:
+    with pytest.raises(RequestError, match=rf"custom_params\.claa\.{key}: .* true or false"):
+        parse_options({"claa": {key: value}})
+
+
+@pytest.mark.parametrize("key", ["keep_rat", "Enabled", "", "window", 3, None, ("keep_rate",)], ids=repr)
+def test_an_unknown_key_is_refused_with_the_known_ones(key: object) -> None:
+    with pytest.raises(RequestError, match="unknown key .*enabled .*keep_rate .*return_kept ") as caught:
+        parse_options({"claa": {"enabled": True, key: 0.4}})
+    assert repr(key)[1:-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [[], "claa", 1, True, 0, "", [("keep_rate", 0.4)]], ids=repr)
+def test_what_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(RequestError, match=r"custom_params\.claa: expected an object"):
+        parse_options({"claa": value})
+    with pytest.raises(RequestError, match="custom_params: expected an object"):
+        parse_options(value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(), inner),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(["enabled", "keep_rate", "return_kept"]) | st.text(max_size=12) | st.integers()
+CLAA = st.dictionaries(KEYS, JSON, max_size=4)
+
+
+@settings(deadline=None)
+@given(JSON | st.fixed_dictionaries({"claa": JSON | CLAA}) | st.fixed_dictionaries({"claa": CLAA}))
+@example({"claa": {"\ud800": 1}})
+@example({"claa": {"keep_rate": "\ud800"}})
+@example({"claa": {"keep_rate": "x" * 100_000}})
+def test_nothing_but_request_error(custom_params: object) -> None:
+    try:
+        options = parse_options(custom_params)
+    except RequestError as error:
+        text = str(error)
+        assert "custom_params" in text and len(text) < 600
+        json.dumps(text, ensure_ascii=False).encode()  # it becomes the body of an HTTP 400
+        return
+    assert type(options.enabled) is bool and type(options.return_kept) is bool
+    assert options.keep_rate is None or (type(options.keep_rate) is float and 0 < options.keep_rate <= 1)
+
+
+def test_a_hostile_repr_does_no_harm() -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    with pytest.raises(RequestError, match="keep_rate"):
+        parse_options({"claa": {"keep_rate": Hostile()}})
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "logprobs", "reason"),
+    [
+        (RequestOptions(), 1024, False, None),
+        (RequestOptions(keep_rate=0.4), 5000, False, None),
+        (RequestOptions(), 1023, False, "prompt shorter than 1024 tokens (--claa-min-prompt-tokens)"),
+        (RequestOptions(enabled=False), 5000, False, "disabled by request"),
+        (RequestOptions(enabled=False), 5, True, "disabled by request"),
+        (RequestOptions(), 5000, True, "input logprobs need every row of the prompt in the late layers"),
+        (RequestOptions(), 5, True, "input logprobs need every row of the prompt in the late layers"),
+    ],
+)
+def test_dense_reason(options: RequestOptions, tokens: int, logprobs: bool, reason: str | None) -> None:
+    got = dense_reason(options, prompt_tokens=tokens, min_prompt_tokens=1024, input_logprobs=logprobs)
+    assert got == reason
