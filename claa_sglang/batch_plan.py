@@ -8,7 +8,7 @@ device; which tokens are kept is decided on the device, in `late_pass`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from claa_sglang.state import RequestState
 
@@ -59,6 +59,26 @@ class BatchPlan:
     def pruned(self) -> tuple[Segment, ...]:
         """Level-0 segments of the pruned requests: those whose boundary state is stored."""
         return tuple(s for s in self.levels[0] if s.state is not None)
+
+    @property
+    def pruned_states(self) -> tuple[RequestState, ...]:
+        """States of the pruned requests."""
+        return tuple(s.state for s in self.levels[0] if s.state is not None)
+
+    def dense_part(self) -> BatchPlan | None:
+        """The same forward with no late rows for pruned requests; None when no dense request is in it.
+
+        Level 0 is unchanged: those rows have run.
+        """
+        levels = [self.levels[0]]
+        for level in self.levels[1:]:
+            kept, end = [], 0
+            for segment in level:
+                if segment.state is None:
+                    kept.append(replace(segment, start=end, end=end + segment.rows))
+                    end += segment.rows
+            levels.append(tuple(kept))
+        return BatchPlan(tuple(levels), self.decode) if levels[1] else None
 
 
 def plan_extend(

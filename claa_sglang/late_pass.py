@@ -17,7 +17,7 @@ from claa_sglang.batch_plan import BatchPlan, Segment
 from claa_sglang.boundary import BoundaryStore
 from claa_sglang.config import ClaaConfig
 from claa_sglang.kernels.scoring import window_scores
-from claa_sglang.late_view import make_view
+from claa_sglang.late_view import make_view, on_device
 from claa_sglang.ranking import rank, select
 
 # Makes a ranking the same on every tensor-parallel rank, each of which has seen some of the KV heads.
@@ -66,6 +66,13 @@ class LatePass:
         self.views[level] = view
         self._prepare(view, level)
 
+    def without_pruned(self) -> LatePass | None:
+        """A pass over the same forward for its dense requests alone; None when there are none."""
+        plan = self.plan.dense_part()
+        if plan is None:
+            return None
+        return LatePass(plan, self.batch, self._table, self._config, self._prepare, self._agree)
+
     # --- ranking -------------------------------------------------------------------------------------------------
 
     def needs_scores(self, level: int, layer_id: int) -> bool:
@@ -104,7 +111,9 @@ class LatePass:
         """
         window = self._config.window
         for segment in self.plan.levels[level]:
-            if self._is_ranked(segment, level):
+            if (state := segment.state) is None or not self._is_ranked(segment, level):
+                continue
+            with state.contain("scoring its prompt"):
                 slots = self._table[segment.row, : self._prompt_rows(segment, level)]
                 self._scores[segment.request].append(
                     window_scores(
@@ -126,12 +135,21 @@ class LatePass:
         if count == visible:
             chosen = torch.arange(visible, device=self._table.device)
         else:
-            ranking = self._agree(rank(self._scores.pop(segment.request)))
-            chosen = select(ranking, visible, count, self._config.window)
+            chosen = select(self._ranking(segment, visible), visible, count, self._config.window)
         state.kept[level] = chosen if before is None else before[chosen]
         if level == 0:
             state.late_computed_tokens = count
         return chosen
+
+    def _ranking(self, segment: Segment, visible: int) -> Tensor:
+        """The ranking of the visible prompt tokens before the window, the same on every rank."""
+        window, state = self._config.window, segment.state
+        assert state is not None
+        # A request that failed is ended by the scheduler; until then it runs on, so that every rank takes part.
+        ranking = torch.zeros(visible - window, device=self._table.device)
+        with state.contain("ranking its prompt"):
+            ranking = rank(self._scores.pop(segment.request, ()))
+        return self._agree(ranking)
 
     # --- moving rows ---------------------------------------------------------------------------------------------
 
@@ -149,7 +167,7 @@ class LatePass:
             (hidden, residual, positions, view) of the next level, which has at least one row.
         """
         if self.plan.decode:
-            return hidden, residual, positions, self.views[level + 1]
+            return self._cross_in_decode(level, hidden, residual, positions)
         hiddens, residuals, places = [], [], []
         for segment in self.plan.levels[level]:
             own = slice(segment.start, segment.end)
@@ -177,6 +195,20 @@ class LatePass:
         view.positions = torch.cat(places)
         return torch.cat(hiddens), torch.cat(residuals), view.positions, view
 
+    def _cross_in_decode(
+        self, level: int, hidden: Tensor, residual: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """One row a request: every row goes on, except pruned ones that were left out after a failure."""
+        view, segments = self.views[level + 1], self.plan.levels[level + 1]
+        if len(segments) == len(self.plan.levels[level]):
+            if level == 0 and len(self.plan.pruned) < len(segments):
+                # Layers may write into their input; dense rows must survive a failure of the late pass.
+                hidden, residual = hidden.clone(), residual.clone()
+            return hidden, residual, positions, view
+        (rows,) = on_device([[s.request for s in segments]], torch.int64, hidden.device)
+        view.positions = positions[rows]
+        return hidden[rows], residual[rows], view.positions, view
+
     def _seen(self, segment: Segment, chosen: Tensor, level: int) -> Tensor:
         """Columns of the segment's table row that go on: the chosen prompt tokens, then every generated token."""
         first = self._prompt_rows(segment, level)
@@ -199,7 +231,7 @@ class LatePass:
         if len(pruned) == len(self.plan.levels[0]):
             return slots, hidden, residual
         if self.plan.decode:
-            rows = torch.tensor([s.start for s in pruned], device=hidden.device)
+            (rows,) = on_device([[s.start for s in pruned]], torch.int64, hidden.device)
             return slots[rows], hidden[rows], residual[rows]
         parts = [slice(s.start, s.end) for s in pruned]
         return (
@@ -214,7 +246,7 @@ class LatePass:
         Returns (hidden, residual), each `[rows of level 0, H]`: all rows of dense requests, the last row of pruned
         ones. Other rows are zero; nobody reads them.
         """
-        if self.plan.decode:
+        if self.plan.decode and len(self.plan.levels[-1]) == len(self.plan.levels[0]):
             return hidden, residual
         full_hidden = hidden.new_zeros(self.plan.rows(0), hidden.shape[1])
         full_residual = torch.zeros_like(full_hidden)

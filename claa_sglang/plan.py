@@ -15,7 +15,7 @@ def kept_count(prompt_tokens: int, keep_rate: float, window: int) -> int:
     tokens and then the W window tokens; this is the same count, and it does not fail when r * N < W.
     It never falls when N or keep_rate grows.
     """
-    return min(prompt_tokens, max(int(keep_rate * prompt_tokens), min(window, prompt_tokens)))
+    return min(prompt_tokens, max(int(keep_rate * prompt_tokens), window))
 
 
 def kept_counts(prompt_tokens: int, keep_rates: Iterable[float], window: int) -> tuple[int, ...]:

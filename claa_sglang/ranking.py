@@ -58,8 +58,7 @@ def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tenso
     ranked = prompt_tokens - window
     if ranking.shape != (ranked,):
         raise ValueError(f"select: expected a ranking [{ranked}], got {tuple(ranking.shape)}")
-    # Adding 0.0 turns -0.0 into 0.0: a radix sort on a GPU would order the two by sign bit.
-    values = ranking.masked_fill(ranking.isnan(), -torch.inf) + 0.0
+    values = ranking.masked_fill(ranking.isnan(), -torch.inf)
     best = torch.sort(values, descending=True, stable=True).indices[: kept - window]
     tail = torch.arange(ranked, prompt_tokens, device=ranking.device)
     return torch.cat((best.sort().values, tail))

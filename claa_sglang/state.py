@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,8 @@ from claa_sglang.request import RequestOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -26,6 +31,7 @@ class RequestState:
         kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
             request resumes with the positions it had, so its answer does not change.
         late_computed_tokens: prompt rows that ran through the first late layer.
+        error: what went wrong in this request's own computation; the scheduler ends it with this text.
     """
 
     options: RequestOptions
@@ -35,11 +41,25 @@ class RequestState:
     kept_counts: tuple[int, ...] = ()
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
+    error: str | None = None
 
     @property
     def pruned(self) -> bool:
         """Whether late layers see only the kept tokens. False means: the stock path, untouched."""
         return self.reason is None
+
+    def fail(self, doing: str, error: Exception) -> None:
+        """Have this request end with an error. The first failure is the cause; what follows from it is only logged."""
+        self.error = self.error or f"CLAA failed while {doing}: {type(error).__name__}: {error}"
+        logger.error("CLAA failed while %s", doing, exc_info=error)
+
+    @contextmanager
+    def contain(self, doing: str) -> Iterator[None]:
+        """A failure inside ends this request with an error, and nothing else: not its batch, not the server."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(doing, error)
 
     @classmethod
     def pruned_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:

@@ -46,10 +46,11 @@ def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> 
 
     per_head_bytes = 4 * tokens * (dim + 2 * group_rows)
     step = max(1, _TEMPORARY_BYTES // per_head_bytes)
-    mass = torch.empty(kv_heads, tokens - window, dtype=torch.float32, device=q.device)
+    parts = []
     for first in range(0, kv_heads, step):
         part = slice(first, first + step)
         logits = torch.bmm(queries[part], k[:, part].float().permute(1, 2, 0))
         logits[..., tokens - window :].masked_fill_(future, -torch.inf)
-        mass[part] = torch.softmax(logits, dim=-1).sum(dim=1)[:, : tokens - window]
+        parts.append(torch.softmax(logits, dim=-1).sum(dim=1)[:, : tokens - window])
+    mass = torch.cat(parts)
     return F.avg_pool1d(mass, pool_kernel, stride=1, padding=pool_kernel // 2, count_include_pad=True)

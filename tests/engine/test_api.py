@@ -1,0 +1,327 @@
+"""What a client sees: options, refusals, reports, namespaces and server info, on every route of a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from tests import tiny_models
+from tests.engine_server import Server, server
+
+pytestmark = pytest.mark.engine
+
+MODEL = "smollm2"
+MIN_PROMPT = 64
+KEEP_RATE = 0.3
+FLAGS = (
+    "--enable-claa",
+    *("--claa-keep-rate", str(KEEP_RATE)),
+    *("--claa-prune-layer", "19"),
+    *("--claa-score-layers", "17,18"),
+    *("--claa-min-prompt-tokens", str(MIN_PROMPT)),
+    *("--served-model-name", MODEL),
+    "--enable-custom-logit-processor",
+    "--sleep-on-idle",
+)
+SENTENCE = "The ferry crosses the bay four times a day, and the harbour master writes every crossing down. "
+GREEDY = {"temperature": 0, "max_new_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def served(small_model_path: Path) -> Iterator[Server]:
+    with server(small_model_path, *FLAGS) as running:
+        running.started = len(running.log())  # type: ignore[attr-defined]
+        yield running
+
+
+def text(name: str, sentences: int = 5) -> str:
+    """A prompt of about 20 tokens a sentence that shares no prefix with one of another name."""
+    return f"{name}: " + SENTENCE * sentences
+
+
+def options(**claa: Any) -> dict[str, Any]:
+    return {**GREEDY, "custom_params": {"claa": claa}}
+
+
+def claa_of(answer: dict[str, Any]) -> dict[str, Any]:
+    return answer["meta_info"]["claa"]
+
+
+def events(response: requests.Response) -> list[dict[str, Any]]:
+    """Server-sent events of a whole stream, without its end mark."""
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+# --- reports on /generate ---
+
+
+def test_a_pruned_request_reports_what_was_kept(served: Server) -> None:
+    answer = served.generate(text=text("kept"), sampling_params=options(return_kept=True))
+    report, tokens = claa_of(answer), answer["meta_info"]["prompt_tokens"]
+    kept = report.pop("kept")
+    assert report == {
+        "pruned": True,
+        "prompt_tokens": tokens,
+        "kept_tokens": int(KEEP_RATE * tokens),
+        "early_cached_tokens": 0,
+        "late_computed_tokens": int(KEEP_RATE * tokens),
+        "keep_rate": KEEP_RATE,
+        "prune_layer": 19,
+        "score_layers": [17, 18],
+    }
+    assert kept == sorted(set(kept)) and len(kept) == report["kept_tokens"]
+    assert kept[-8:] == list(range(tokens - 8, tokens))
+
+
+def test_a_cached_prefix_is_reported_as_sglang_counts_it(served: Server) -> None:
+    for expected_hit in (False, True):
+        answer = served.generate(text=text("twice"), sampling_params=GREEDY)
+        cached = claa_of(answer)["early_cached_tokens"]
+        assert cached == answer["meta_info"]["cached_tokens"] and (cached > MIN_PROMPT) == expected_hit
+
+
+def test_a_request_s_own_keep_rate(served: Server) -> None:
+    report = claa_of(served.generate(text=text("rate"), sampling_params=options(keep_rate=0.5)))
+    assert report["keep_rate"] == 0.5 and report["kept_tokens"] == int(0.5 * report["prompt_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("sentences", "more", "says"),
+    [
+        pytest.param(5, {"sampling_params": options(enabled=False)}, "disabled", id="opted out"),
+        pytest.param(2, {}, f"shorter than {MIN_PROMPT}", id="short"),
+        pytest.param(5, {"return_logprob": True, "logprob_start_len": 0}, "input logprobs", id="logprobs"),
+        pytest.param(5, {"sampling_params": {**GREEDY, "beam_width": 2}}, "beam", id="beam search"),
+    ],
+)
+def test_what_runs_dense_says_so(served: Server, sentences: int, more: dict[str, Any], says: str) -> None:
+    answer = served.generate(text=text(f"dense {says}", sentences), **{"sampling_params": GREEDY, **more})
+    answer = answer[0] if isinstance(answer, list) else answer
+    report, tokens = claa_of(answer), answer["meta_info"]["prompt_tokens"]
+    assert says in report.pop("reason")
+    assert report == {
+        "pruned": False,
+        "prompt_tokens": tokens,
+        "kept_tokens": tokens,
+        "early_cached_tokens": answer["meta_info"]["cached_tokens"],
+    }
+
+
+def test_output_logprobs_are_no_reason_to_run_dense(served: Server) -> None:
+    answer = served.generate(text=text("output"), sampling_params=GREEDY, return_logprob=True)
+    assert claa_of(answer)["pruned"] and len(answer["meta_info"]["output_token_logprobs"]) == 4
+
+
+def test_a_session_runs_dense(served: Server) -> None:
+    session = served.post("/open_session", {"capacity_of_str_len": 10_000}).json()
+    answer = served.generate(text=text("session"), sampling_params=GREEDY, session_params={"id": session})
+    assert "session" in claa_of(answer)["reason"]
+    served.post("/close_session", {"session_id": session})
+
+
+def test_a_score_request_is_answered(served: Server) -> None:
+    body = {"model": MODEL, "query": text("score"), "items": [" yes", " no"], "label_token_ids": [1, 2]}
+    answer = served.post("/v1/score", body)
+    assert answer.status_code == 200 and len(answer.json()["scores"]) == 2, answer.text
+
+
+def test_each_item_of_a_batch_has_its_own_report(served: Server) -> None:
+    params = [options(enabled=False), options(keep_rate=0.5, return_kept=True), GREEDY]
+    answers = served.generate(text=[text("one"), text("two"), text("three", 2)], sampling_params=params)
+    reports = [claa_of(answer) for answer in answers]
+    assert [report["pruned"] for report in reports] == [False, True, False]
+    assert len(reports[1]["kept"]) == reports[1]["kept_tokens"]
+    assert [r["prompt_tokens"] for r in reports] == [a["meta_info"]["prompt_tokens"] for a in answers]
+
+
+def test_each_sample_has_its_own_report(served: Server) -> None:
+    params = {"temperature": 1.0, "max_new_tokens": 4, "n": 3}
+    answers = served.generate(text=text("samples"), sampling_params=params)
+    assert len(answers) == 3 and all(claa_of(answer)["pruned"] for answer in answers)
+    # SGLang computes the prompt once, for all of them.
+    assert all(claa_of(answer)["early_cached_tokens"] > MIN_PROMPT for answer in answers)
+
+
+def test_a_stream_reports_once_at_its_end(served: Server) -> None:
+    body = {"text": text("stream"), "sampling_params": options(return_kept=True), "stream": True}
+    chunks = events(served.post("/generate", body))
+    assert len(chunks) > 1 and ["claa" in chunk["meta_info"] for chunk in chunks[:-1]] == [False] * (len(chunks) - 1)
+    assert len(claa_of(chunks[-1])["kept"]) == claa_of(chunks[-1])["kept_tokens"]
+
+
+def test_incremental_streams_report_too(tiny_model: Any) -> None:
+    """SGLang slices accumulated values in this mode; the server must survive a report among them."""
+    flags = ("--enable-claa", "--claa-min-prompt-tokens", "32")
+    more = ("--incremental-streaming-output", "--skip-tokenizer-init")
+    with server(tiny_model("llama"), *flags, *more) as running:
+        for seed in (0, 1):
+            body = {"input_ids": tiny_models.prompt(80, seed), "sampling_params": GREEDY, "stream": True}
+            chunks = events(running.post("/generate", body))
+            assert sum(len(chunk["output_ids"]) for chunk in chunks) == 4
+            assert claa_of(chunks[-1])["pruned"] and "claa" not in chunks[0]["meta_info"]
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("claa", "says"),
+    [
+        pytest.param({"keep_rate": 0}, "keep_rate", id="zero"),
+        pytest.param({"keep_rate": 1.01}, "keep_rate", id="above one"),
+        pytest.param({"keeprate": 0.5}, "keeprate", id="unknown"),
+        pytest.param({"enabled": "no"}, "enabled", id="a string"),
+    ],
+)
+def test_bad_options_are_a_400_that_names_the_key(
+    served: Server, claa: dict[str, Any], says: str, stream: bool
+) -> None:
+    bad = {"claa": claa}
+    native = {"temperature": 0, "custom_params": bad}
+    completion = {"model": MODEL, "max_tokens": 4, "stream": stream, "custom_params": bad}
+    chat = {**completion, "messages": [{"role": "user", "content": "hi"}]}
+    bodies = [
+        ("/generate", {"text": "hi", "sampling_params": native, "stream": stream}),
+        ("/generate", {"text": ["hi", "ho"], "sampling_params": [{}, native], "stream": stream}),
+        ("/generate", {"text": "hi", "sampling_params": {**native, "n": 2}, "stream": stream}),
+        ("/v1/completions", {**completion, "prompt": "hi"}),
+        ("/v1/completions", {**completion, "prompt": ["hi", "ho"], "n": 2}),
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", {**chat, "n": 2}),
+    ]
+    for path, body in bodies:
+        answer = served.post(path, body)
+        assert answer.status_code == 400, f"{path}: {answer.status_code} {answer.text}"
+        assert says in answer.text and ("at most 1" in answer.text or "true or false" in answer.text), answer.text
+    assert served.get("/health_generate").status_code == 200
+
+
+def test_an_aborted_long_prompt_leaves_the_namespace_clean(served: Server) -> None:
+    """SGLang runs an aborted request on one token; its KV must not become a prefix of pruned requests."""
+    ids = [0, *range(200, 300)]
+    before = served.generate(input_ids=ids, sampling_params=options(return_kept=True))
+    served.flush()
+    body = {"input_ids": ids, "sampling_params": GREEDY, "return_logprob": True, "logprob_start_len": 10_000}
+    assert served.post("/generate", body).status_code == 400
+    after = served.generate(input_ids=ids, sampling_params=options(return_kept=True))
+    assert after["output_ids"] == before["output_ids"]
+    assert claa_of(after)["early_cached_tokens"] == 0 and claa_of(after)["kept"] == claa_of(before)["kept"]
+
+
+# --- other users of custom_params, and namespaces ---
+
+
+def test_other_processors_get_their_custom_params(served: Server) -> None:
+    from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
+
+    prompt = text("processor")
+    first = served.generate(text=prompt, sampling_params=GREEDY)["output_ids"][0]
+    params = options(keep_rate=0.5)
+    params["custom_params"]["token_ids"] = [first]
+    processor = DisallowedTokensLogitsProcessor().to_str()
+    answer = served.generate(text=prompt, sampling_params=params, custom_logit_processor=processor)
+    assert first not in answer["output_ids"] and claa_of(answer)["keep_rate"] == 0.5
+
+
+@pytest.mark.parametrize("field", ["extra_key", "cache_salt"])
+def test_client_namespaces_stay_apart(served: Server, field: str) -> None:
+    def cached(value: str | None) -> int:
+        more = {} if value is None else {field: value}
+        return claa_of(served.generate(text=text(field), sampling_params=GREEDY, **more))["early_cached_tokens"]
+
+    assert [cached(value) > MIN_PROMPT for value in (None, "a", "b", "a", "b", None)] == [False] * 3 + [True] * 3
+
+
+def test_a_client_cannot_name_the_pruned_namespace(served: Server) -> None:
+    prompt, dense = text("forged"), options(enabled=False)
+    namespace = served.get("/server_info").json()["claa"]["config"]["namespace"]
+    expected = served.generate(text=prompt, sampling_params=dense)["output_ids"]
+    assert claa_of(served.generate(text=prompt, sampling_params=GREEDY))["pruned"]
+    forged = served.generate(text=prompt, sampling_params=dense, extra_key=namespace)
+    assert claa_of(forged)["early_cached_tokens"] == 0 and forged["output_ids"] == expected
+
+
+# --- OpenAI routes ---
+
+
+@pytest.fixture(scope="module")
+def client(served: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as made:
+        yield made
+
+
+EXTRA = {"custom_params": {"claa": {"keep_rate": 0.5, "return_kept": True}}}
+
+
+def has_own_rate(report: dict[str, Any]) -> bool:
+    return report["pruned"] and report["keep_rate"] == 0.5 and len(report["kept"]) == report["kept_tokens"]
+
+
+def test_chat_metadata(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": text("chat")}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4, extra_body=EXTRA)
+    metadata: Any = answer.model_dump()["metadata"]
+    assert has_own_rate(metadata["claa"]) and answer.usage
+    assert metadata["claa"]["prompt_tokens"] == answer.usage.prompt_tokens
+
+
+def test_completion_metadata(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=text("completion"), max_tokens=4, extra_body=EXTRA)
+    assert has_own_rate(answer.model_dump()["metadata"]["claa"])
+
+
+def test_metadata_of_several_choices_is_a_list(client: openai.OpenAI) -> None:
+    prompts = [text("several"), text("choices", 2)]
+    answer = client.completions.create(model=MODEL, prompt=prompts, max_tokens=4, n=2, extra_body=EXTRA)
+    reports = answer.model_dump()["metadata"]["claa"]
+    assert [report["pruned"] for report in reports] == [True, True, False, False] and len(answer.choices) == 4
+
+
+def test_a_streamed_chat_ends_with_its_report(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": text("chat stream")}]
+    stream = client.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=4, n=2, stream=True, extra_body=EXTRA
+    )
+    check_stream([chunk.model_dump() for chunk in stream], choices=2)
+
+
+def test_a_streamed_completion_ends_with_its_report(client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model=MODEL, prompt=text("completion stream"), max_tokens=4, stream=True, extra_body=EXTRA
+    )
+    check_stream([chunk.model_dump() for chunk in stream], choices=1)
+
+
+def check_stream(chunks: list[dict[str, Any]], choices: int) -> None:
+    ends = [chunk for chunk in chunks if chunk["choices"] and chunk["choices"][0]["finish_reason"]]
+    assert len(ends) == choices and all(has_own_rate(chunk["metadata"]["claa"]) for chunk in ends)
+    assert all("metadata" not in chunk for chunk in chunks if chunk not in ends)
+
+
+# --- /server_info ---
+
+
+def test_server_info(served: Server) -> None:
+    info = served.get("/server_info").json()["claa"]
+    steps = [{"prune_layer": 19, "keep_rate": KEEP_RATE, "score_layers": [17, 18]}]
+    assert info["config"]["steps"] == steps and info["config"]["min_prompt_tokens"] == MIN_PROMPT
+    assert info["hooks"]["ok"] and info["hooks"]["server"] > 5 and info["hooks"]["scheduler"] > 5
+    slots = info["late_slots"]
+    assert 0 < slots["free"] <= slots["total"] and slots["held"] == 0
+    served.flush()
+    assert served.get("/server_info").json()["claa"]["late_slots"]["free"] == slots["total"]
+
+
+def test_nothing_went_wrong_on_the_way(served: Server) -> None:
+    """Last of the module: no exception was logged by anything above."""
+    log = served.log()[served.started :]  # type: ignore[attr-defined]
+    assert "Traceback" not in log and served.get("/health_generate").status_code == 200

@@ -1,0 +1,89 @@
+"""A real model finds a needle in ordinary prose after most of the prompt was dropped, with the profile shipped for it.
+
+What dense finds, pruned must find: a failure of the model is no failure of the prune.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import haystack
+from tests.conftest import ROOT
+from tests.engine_server import Server, server
+
+pytestmark = pytest.mark.engine
+
+PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
+MODEL = "smollm2"
+KEEP_RATE = 0.3
+SENTENCES = 103  # about 1,500 tokens with the question
+# One depth each, from the beginning to the end of the text; seeds choose the prose, the names and the numbers.
+DEPTHS = (0.04, 0.2, 0.37, 0.5, 0.66, 0.8, 0.95)
+# Seeds of texts with two needles where dense answers both questions; on three of the first five, from 100, it mixes
+# them up.
+TWO_NEEDLES = (101, 104)
+
+
+@pytest.fixture(scope="module")
+def served(small_model_path: Path) -> Iterator[Server]:
+    flags = ("--enable-claa", "--claa-profile", str(PROFILE), "--served-model-name", MODEL)
+    with server(small_model_path, *flags) as running:
+        yield running
+
+
+def ask(served: Server, chat: list[dict[str, str]], claa: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """The answer, and what CLAA reports."""
+    body = {"model": MODEL, "messages": chat, "temperature": 0, "max_tokens": 28}
+    if claa is not None:
+        body["custom_params"] = {"claa": claa}
+    answer = served.post("/v1/chat/completions", body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"], answer.json()["metadata"]["claa"]
+
+
+def hidden(seed: int, depths: list[float]) -> tuple[str, dict[str, int]]:
+    """Prose with one needle per depth, and the number under each name."""
+    rng = random.Random(seed)
+    numbers = {name: rng.randint(100_000, 999_999) for name in rng.sample(haystack.NAMES, len(depths))}
+    return haystack.hide(haystack.prose(SENTENCES, seed), numbers, depths), numbers
+
+
+def test_pruned_finds_the_needle_wherever_dense_does(served: Server) -> None:
+    found, lost = 0, []
+    for seed, depth in enumerate(DEPTHS):
+        text, numbers = hidden(seed, [depth])
+        (name, number), = numbers.items()
+        dense, report = ask(served, haystack.messages(text, name), {"enabled": False})
+        assert not report["pruned"] and 1300 < report["prompt_tokens"] < 1700
+        if str(number) not in dense:
+            continue
+        found += 1
+        pruned, report = ask(served, haystack.messages(text, name))
+        assert report["pruned"] and report["keep_rate"] == KEEP_RATE
+        assert report["kept_tokens"] == int(KEEP_RATE * report["prompt_tokens"])
+        if str(number) not in pruned:
+            lost.append(f"depth {depth}: {name} is {number}, pruned says {pruned!r}, dense {dense!r}")
+    assert found >= len(DEPTHS) - 2, f"dense found {found} of {len(DEPTHS)}: this test shows nothing"
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.parametrize("seed", TWO_NEEDLES)
+def test_a_follow_up_ranks_the_same_text_afresh(served: Server, seed: int) -> None:
+    """The second question is about a needle that the first had no reason to keep."""
+    text, numbers = hidden(seed, [0.3, 0.7])
+    first, second = numbers
+    answers: dict[bool, str] = {}
+    for pruned in (False, True):
+        answers[pruned], report = ask(served, haystack.messages(text, first), {"enabled": pruned})
+        assert report["pruned"] == pruned and report["early_cached_tokens"] < 100, "the text was in the cache"
+        assert str(numbers[first]) in answers[pruned], f"pruned {pruned}: {answers[pruned]!r}"
+    for pruned in (False, True):
+        chat = haystack.messages(text, first, second, answers=(answers[pruned],))
+        followed, report = ask(served, chat, {"enabled": pruned})
+        assert report["pruned"] == pruned and report["early_cached_tokens"] > 1000
+        assert str(numbers[second]) in followed, f"pruned {pruned}: {followed!r}"

@@ -1,0 +1,207 @@
+"""Fail closed, in real processes: either CLAA works in all of them or the server does not start, and says why.
+
+What goes wrong is brought in as SGLang brings in anything: a second plugin, installed for the test on PYTHONPATH,
+that alters SGLang in the server or in its children before our hooks are checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from claa_sglang.cpu_env import cpu_environment
+from claa_sglang.patches import hooks
+from tests import engine_server
+from tests.engine_server import DEFAULT_FLAGS, _free_port, server, start_failure
+
+pytestmark = pytest.mark.engine
+
+NO_TOKENIZER = "--skip-tokenizer-init"
+TARGET = "sglang.srt.managers.scheduler.Scheduler.get_init_info"
+EXTRA_PLUGIN = '''
+"""Alters SGLang as the environment says, or records which hooks each process has."""
+import json, multiprocessing, os, pathlib, pkgutil, sys, threading, time
+
+
+def register():
+    is_child = multiprocessing.parent_process() is not None
+    if os.environ.get("CLAA_TEST_BREAK") == ("child" if is_child else "server"):
+        from sglang.srt.managers.scheduler import Scheduler
+        Scheduler.get_init_info = lambda self, extra: None
+    if os.environ.get("CLAA_TEST_BREAK") == "inactive" and is_child:
+        import sglang.srt.server_args
+        from claa_sglang.arguments import ClaaServerArgs
+        ClaaServerArgs.resolve_once = ClaaServerArgs.__mro__[1].resolve_once
+    if os.environ.get("CLAA_TEST_BREAK") == "other-config" and is_child:
+        import claa_sglang.arguments as arguments
+        import msgspec
+        stock = arguments.config_of
+        arguments.config_of = lambda server_args: msgspec.structs.replace(stock(server_args), window=5)
+    if "CLAA_TEST_RECORD" in os.environ:
+        threading.Thread(target=record, daemon=True).start()
+
+
+def record():
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    file = pathlib.Path(os.environ["CLAA_TEST_RECORD"], str(os.getpid()))
+    while True:
+        ours = [t for t in HookRegistry._patched
+                if any(source and source.dist_name == "claa-sglang" for _, _, source in HookRegistry._hooks[t])]
+        is_scheduler = "sglang.srt.managers.scheduler" in sys.modules
+        file.write_text(json.dumps({"hooks": sorted(ours), "scheduler": is_scheduler}))
+        time.sleep(0.5)
+'''
+
+
+@pytest.fixture(scope="module")
+def extra_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which SGLang finds the extra plugin, after ours."""
+    home = tmp_path_factory.mktemp("extra-plugin")
+    (home / "claa_test_extra.py").write_text(EXTRA_PLUGIN)
+    info = home / "claa_test_extra-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: claa-test-extra\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nzzz_extra = claa_test_extra:register\n")
+    return {"PYTHONPATH": os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@pytest.fixture
+def model(tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model("llama")
+
+
+def assert_explains(log: str) -> None:
+    for word in (TARGET, "expected: parameters (self)", "found:    parameters (self, extra)"):
+        assert word in log
+    assert f"pip install sglang=={hooks.SUPPORTED_SGLANG}" in log
+
+
+def test_a_server_whose_sglang_differs_does_not_start(model: Path, extra_plugin: dict[str, str]) -> None:
+    log = start_failure(model, "--enable-claa", NO_TOKENIZER, env={**extra_plugin, "CLAA_TEST_BREAK": "server"})
+    assert_explains(log)
+    assert "Traceback" not in log
+    assert "Load weight begin" not in log
+
+
+def test_a_scheduler_whose_sglang_differs_stops_the_server(model: Path, extra_plugin: dict[str, str]) -> None:
+    log = start_failure(model, "--enable-claa", NO_TOKENIZER, env={**extra_plugin, "CLAA_TEST_BREAK": "child"})
+    assert_explains(log)
+    assert "scheduler died" in log and "Load weight begin" not in log
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"), [("inactive", "no report: CLAA is not active there"), ("other-config", "'window': 5")]
+)
+def test_a_scheduler_that_does_not_do_as_asked_stops_the_server(
+    model: Path, extra_plugin: dict[str, str], broken: str, found: str
+) -> None:
+    log = start_failure(model, "--enable-claa", NO_TOKENIZER, env={**extra_plugin, "CLAA_TEST_BREAK": broken})
+    assert "scheduler 0 does not serve CLAA as this server was asked to" in log
+    assert "expected:" in log and found in log and "Traceback" not in log
+
+
+def test_refusals_come_together_at_once_and_without_a_traceback(model: Path) -> None:
+    began = time.monotonic()
+    flags = ("--enable-claa", "--enable-mixed-chunk", "--page-size", "16", "--claa-keep-rate", "7")
+    log = start_failure(model, NO_TOKENIZER, *flags)
+    for word in ("[mixed-chunk]", "[page-size]", "--claa-keep-rate 7", "Remedy:"):
+        assert word in log
+    assert "Traceback" not in log and "Load weight begin" not in log
+    assert time.monotonic() - began < engine_server.START_TIMEOUT / 2
+
+
+def test_a_flag_without_enable_claa_is_refused(model: Path) -> None:
+    log = start_failure(model, NO_TOKENIZER, "--claa-keep-rate", "0.3")
+    assert "--claa-keep-rate given without --enable-claa: add --enable-claa" in log and "Traceback" not in log
+
+
+def test_without_the_plugin_the_flag_is_unknown(model: Path) -> None:
+    log = start_failure(model, NO_TOKENIZER, "--enable-claa", env={"SGLANG_PLUGINS": "none"})
+    assert "unrecognized arguments: --enable-claa" in log
+
+
+@pytest.mark.parametrize("flags", [(), ("--enable-claa",)], ids=["off", "on"])
+def test_which_process_has_which_hooks(
+    model: Path, extra_plugin: dict[str, str], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    with server(model, NO_TOKENIZER, *flags, env={**extra_plugin, "CLAA_TEST_RECORD": str(tmp_path)}) as running:
+        running.generate(input_ids=[1, 2, 3], sampling_params={"max_new_tokens": 2})
+        time.sleep(1.5)
+        found = {int(file.name): json.loads(file.read_text()) for file in tmp_path.iterdir()}
+        main = found.pop(running.process.pid)
+    arguments = {"sglang.srt.server_args.ServerArgs"}
+    schedulers = [child for child in found.values() if child["scheduler"]]
+    others = [child for child in found.values() if not child["scheduler"]]
+    assert schedulers and others
+    table = hooks.collect()
+    rows = {name: {h.target for h in table if flags and h.process in (name, "all")} for name in hooks.PROCESSES}
+    assert set(main["hooks"]) == arguments | rows["server"]
+    assert all(set(child["hooks"]) == arguments | rows["scheduler"] for child in schedulers)
+    assert all(set(child["hooks"]) == arguments for child in others)
+
+
+# --- every way to start
+
+
+@pytest.fixture
+def serve(model: Path) -> Iterator[Callable[..., engine_server.Server]]:
+    """Start `sglang serve` with the defaults of the other tests; stopped when the test ends."""
+    started = []
+
+    def start(log: Path, *flags: str) -> engine_server.Server:
+        port = _free_port()
+        command = [str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(port), *DEFAULT_FLAGS, *flags]
+        environ = {**os.environ, **cpu_environment()}
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env=environ, stdout=out, stderr=out, start_new_session=True)
+        started.append(process)
+        running = engine_server.Server(f"http://127.0.0.1:{port}", process, log)
+        engine_server._wait_until_ready(running, engine_server.START_TIMEOUT)
+        return running
+
+    yield start
+    for process in started:
+        engine_server.stop(process)
+
+
+def test_sglang_serve(serve: Callable[..., engine_server.Server], tmp_path: Path) -> None:
+    running = serve(tmp_path / "log", "--enable-claa", "--claa-keep-rate", "0.3", NO_TOKENIZER)
+    info = running.get("/server_info").json()
+    assert info["enable_claa"] is True
+    assert info["claa"]["config"]["steps"][0]["keep_rate"] == 0.3 and info["claa"]["hooks"]
+
+
+ENGINE = """
+import json, sys
+import sglang
+
+if __name__ == "__main__":
+    engine = sglang.Engine(
+        model_path=sys.argv[1], skip_tokenizer_init=True, device="cpu", attention_backend="torch_native",
+        dtype="float32", max_total_tokens=20000, enable_claa=True, claa_keep_rate=0.3, **json.loads(sys.argv[2]))
+    print("INFO", json.dumps(engine.get_server_info()["claa"]))
+    engine.shutdown()
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"enable_mixed_chunk": True}], ids=["starts", "refused"])
+def test_engine(model: Path, tmp_path: Path, given: dict[str, object]) -> None:
+    script = tmp_path / "engine.py"
+    script.write_text(ENGINE)
+    command = [sys.executable, str(script), str(model), json.dumps(given)]
+    environ = {**os.environ, **cpu_environment()}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=engine_server.START_TIMEOUT)
+    if given:
+        assert done.returncode == 1 and "StartupError" in done.stderr and "[mixed-chunk]" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr[-4000:]
+        line = next(line for line in done.stdout.splitlines() if line.startswith("INFO "))
+        assert json.loads(line[5:])["config"]["steps"][0]["keep_rate"] == 0.3

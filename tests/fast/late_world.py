@@ -1,0 +1,309 @@
+"""A model of tokens that know who they are, to drive late passes without SGLang.
+
+A row of the residual stream says which token of which text it is; keys and queries are looked up by that identity. Each
+layer writes its keys where the view says, and records what the view's table rows let every request read. What must have
+been kept is computed apart from all this, with plain loops and the naive kernels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from claa_sglang.batch_plan import BatchPlan, plan_decode, plan_extend
+from claa_sglang.boundary import BoundaryStore
+from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.kernels import naive
+from claa_sglang.late_pass import LatePass
+from claa_sglang.late_slots import LateSlots
+from claa_sglang.request import RequestOptions
+from claa_sglang.state import RequestState
+
+LAYERS, WINDOW, POOL_KERNEL, SCALING = 6, 4, 3, 0.7
+TEXTS, WIDTH, STRIDE, SLOTS = 6, 64, 24, 4000
+HEADS, KV_HEADS, DIM, HIDDEN = 4, 2, 8, 3
+ONE_STEP = (PruneStep(prune_layer=2, keep_rate=0.5, score_layers=(1, 2)),)
+TWO_STEPS = (*ONE_STEP, PruneStep(prune_layer=4, keep_rate=0.25, score_layers=(3, 4)))
+
+
+class SlotPool:
+    """Hands out slots in no order, and says which were given back."""
+
+    size = SLOTS
+
+    def __init__(self, rng: random.Random) -> None:
+        self.freed: list[int] = []
+        self._free = list(range(1, SLOTS + 1))
+        rng.shuffle(self._free)
+
+    def available_size(self) -> int:
+        return len(self._free)
+
+    def alloc(self, need_size: int) -> Tensor | None:
+        return torch.tensor([self._free.pop() for _ in range(need_size)])
+
+    def free(self, free_index: Tensor) -> None:
+        self.freed += free_index.tolist()
+        self._free += free_index.tolist()
+
+
+@dataclass(eq=False)
+class Request:
+    """text: which text its tokens are; length: tokens whose stock KV exists; total: prompt and generated tokens."""
+
+    text: int
+    row: int
+    prompt: int
+    state: RequestState | None
+    length: int = 0
+    total: int = 0
+    boundary: set[int] = field(default_factory=set)
+
+    @property
+    def pruned(self) -> bool:
+        return self.state is not None and self.state.pruned
+
+
+class World:
+    """One server's table, slots, caches and model."""
+
+    def __init__(self, steps: tuple[PruneStep, ...], seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.config = ClaaConfig(steps=steps, num_layers=LAYERS, window=WINDOW, pool_kernel=POOL_KERNEL)
+        self.pool = SlotPool(self.rng)
+        self.table = torch.full(((len(steps) + 1) * STRIDE, WIDTH), -1, dtype=torch.int32)
+        self.slots = LateSlots(self.table, STRIDE, self.pool, evict=lambda _: None)
+        generator = torch.Generator().manual_seed(seed)
+        self.keys = 2 * torch.randn(LAYERS, TEXTS, WIDTH, KV_HEADS, DIM, generator=generator)
+        self.queries = torch.randn(LAYERS, TEXTS, WIDTH, HEADS, DIM, generator=generator)
+        self.key_buffers = torch.full((LAYERS, SLOTS + 1, KV_HEADS, DIM), torch.nan)
+        self.content: list[dict[int, tuple[int, int]]] = [{} for _ in range(LAYERS)]  # per layer: slot -> token
+        self.store = BoundaryStore([torch.full((SLOTS + 1, 1, 2 * HIDDEN), torch.nan)], HIDDEN, torch.float32)
+        self.rows = list(range(1, STRIDE))
+        self.agreed: list[Tensor] = []  # rankings that went through the ranks' agreement
+        self.agree = lambda ranking: ranking
+        self.prepared: list[tuple[Any, int]] = []
+        # Of the last forward: layer -> row of the stock table -> tokens its attention could read.
+        self.read: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        self.last: LatePass | None = None
+        self.answers: dict[tuple[int, int, tuple[int, ...]], list[list[int]]] = {}
+
+    # --- requests ---
+
+    def add(self, text: int, prompt: int, pruned: bool = True, keep_rate: float | None = None) -> Request:
+        options = RequestOptions(keep_rate=keep_rate)
+        state = RequestState.dense_request(options, prompt, "short")
+        if pruned:
+            state = RequestState.pruned_request(options, self.config, prompt)
+        return self._place(Request(text, -1, prompt, state, total=prompt))
+
+    def _place(self, request: Request) -> Request:
+        request.row = self.rows.pop(self.rng.randrange(len(self.rows)))
+        if request.pruned:
+            assert request.state is not None
+            self.slots.bind(request.row, request.state, request.total - request.prompt)
+        return request
+
+    def hit(self, request: Request, donor: Request, length: int) -> None:
+        """A prefix hit: the first `length` tokens have the donor's slots."""
+        assert request.length == 0 and donor.pruned == request.pruned and donor.text == request.text
+        self.table[request.row, :length] = self.table[donor.row, :length]
+        request.length = length
+
+    def release(self, request: Request) -> None:
+        """The row goes; stock slots stay, as in a tree that is never full."""
+        self.slots.free(request.row)
+        for slot in self.pool.freed:
+            for tokens in self.content:
+                tokens.pop(slot, None)
+            self.key_buffers[:, slot] = torch.nan
+        self.pool.freed.clear()
+        self.table[request.row :: STRIDE] = -1
+        self.rows.append(request.row)
+
+    def retract(self, request: Request) -> Request:
+        """Retracted and admitted again, with nothing cached."""
+        self.release(request)
+        return self._place(Request(request.text, -1, request.prompt, request.state, total=request.total))
+
+    # --- forwards ---
+
+    def extend(self, chunks: list[tuple[Request, int]]) -> dict[Request, Tensor]:
+        """Prefill the next `n` tokens of each request: what the logits processor gets, per request."""
+        requests, extend = [r for r, _ in chunks], [n for _, n in chunks]
+        prefix = [r.length for r in requests]
+        self._grow(requests, extend)
+        plan = plan_extend(
+            [r.state for r in requests],
+            rows=[r.row for r in requests],
+            prefix_lens=prefix,
+            extend_lens=extend,
+            last_chunk=[r.length == r.total for r in requests],
+            table_stride=STRIDE,
+            num_steps=len(self.config.steps),
+        )
+        assert plan is not None
+        batch = self._batch(requests, extend)
+        batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu = extend, prefix
+        out = self._forward(plan, batch, requests)
+        return dict(zip(requests, out.split(extend), strict=True))
+
+    def decode(self, requests: list[Request]) -> Tensor:
+        """One more token of each request."""
+        for request in requests:
+            request.total += 1
+        self._grow(requests, [1] * len(requests))
+        plan = plan_decode(
+            [r.state for r in requests],
+            rows=[r.row for r in requests],
+            seq_lens=[r.length for r in requests],
+            table_stride=STRIDE,
+            num_steps=len(self.config.steps),
+        )
+        assert plan is not None
+        return self._forward(plan, self._batch(requests, [1] * len(requests)), requests)
+
+    def _grow(self, requests: list[Request], counts: list[int]) -> None:
+        for request, count in zip(requests, counts, strict=True):
+            slots = self.pool.alloc(count)
+            assert slots is not None
+            self.table[request.row, request.length : request.length + count] = slots.to(torch.int32)
+            request.length += count
+            request.boundary = set(slots.tolist()) if request.pruned else set()
+        self.slots.alloc_to_lengths(
+            req_pool_indices_cpu=torch.tensor([r.row for r in requests]),
+            target_seq_lens_cpu=torch.tensor([r.length for r in requests]),
+        )
+
+    def _batch(self, requests: list[Request], counts: list[int]) -> SimpleNamespace:
+        spans = [range(r.length - n, r.length) for r, n in zip(requests, counts, strict=True)]
+        lens = [r.length for r in requests]
+        return SimpleNamespace(
+            batch_size=len(requests),
+            req_pool_indices=torch.tensor([r.row for r in requests]),
+            seq_lens=torch.tensor(lens),
+            seq_lens_cpu=torch.tensor(lens),
+            seq_lens_sum=sum(lens),
+            out_cache_loc=torch.cat(
+                [self.table[r.row, s.start : s.stop] for r, s in zip(requests, spans, strict=True)]
+            ).long(),
+            positions=torch.tensor([p for s in spans for p in s]),
+            texts=torch.tensor([r.text for r, s in zip(requests, spans, strict=True) for _ in s]),
+            input_ids=torch.zeros(sum(counts), dtype=torch.int64),
+            return_logprob=True,
+            residual_stream="early",
+        )
+
+    def _prepare(self, view: Any, level: int) -> None:
+        self.prepared.append((view, level))
+
+    def _agree(self, ranking: Tensor) -> Tensor:
+        self.agreed.append(ranking)
+        return self.agree(ranking)
+
+    def _forward(self, plan: BatchPlan, batch: SimpleNamespace, requests: list[Request]) -> Tensor:
+        self.prepared, self.agreed, self.read = [], [], defaultdict(dict)
+        late = self.last = LatePass(plan, batch, self.table, self.config, self._prepare, self._agree)
+        # (text, position, layers run), and a residual that must travel with it.
+        hidden = torch.stack((batch.texts, batch.positions, torch.zeros_like(batch.positions)), dim=1).float()
+        residual = -hidden
+        prunes = [step.prune_layer for step in self.config.steps]
+        hidden = self._layers(late, 0, range(prunes[0] + 1), batch, hidden, residual, batch.positions)
+        slots, *states = late.boundary_rows(hidden, residual)
+        assert sorted(slots.tolist()) == sorted(s for r in requests for s in r.boundary)
+        self.store.store(slots, *states)
+        stored = self.store.load(slots)[0][:, :2].long().tolist()
+        assert [tuple(token) for token in stored] == [self.content[0][slot] for slot in slots.tolist()]
+        for layer in range(prunes[0] + 1, LAYERS):
+            self.key_buffers[layer, slots] = torch.nan  # the states live there
+            for slot in slots.tolist():
+                self.content[layer].pop(slot, None)
+        if not late.has_late_rows:
+            return torch.zeros_like(hidden)
+        positions = batch.positions
+        for level, (prune, end) in enumerate(zip(prunes, [*prunes[1:], LAYERS - 1], strict=True)):
+            hidden, residual, positions, view = late.cross(level, hidden, residual, positions, self.store)
+            hidden = self._layers(late, level + 1, range(prune + 1, end + 1), view, hidden, residual, positions)
+        hidden, residual = late.leave(hidden, residual)
+        assert torch.equal(residual[:, :2], -hidden[:, :2])
+        return hidden
+
+    def _layers(
+        self, late: LatePass, level: int, layers: range, view: Any, hidden: Tensor, residual: Tensor, positions: Tensor
+    ) -> Tensor:
+        texts, places = hidden[:, 0].long(), hidden[:, 1].long()
+        assert torch.equal(positions, places) and torch.equal(view.positions, places)
+        assert torch.equal(residual[:, :2], -hidden[:, :2])
+        assert view.out_cache_loc.shape == places.shape and view.out_cache_loc.dtype == torch.int64
+        tokens = list(zip(texts.tolist(), places.tolist(), strict=True))
+        for layer in layers:
+            self.key_buffers[layer, view.out_cache_loc] = self.keys[layer, texts, places]
+            self.content[layer] |= dict(zip(view.out_cache_loc.tolist(), tokens, strict=True))
+            start = 0
+            for i, row in enumerate(view.req_pool_indices.tolist()):
+                slots = self.table[row, : int(view.seq_lens[i])].tolist()
+                read = self.read[layer][row % STRIDE] = [self.content[layer][slot] for slot in slots]
+                # This forward's rows are the last that the request reads.
+                count = 1 if late.plan.decode else view.extend_seq_lens_cpu[i]
+                assert read[len(read) - count :] == tokens[start : start + count]
+                start += count
+            assert start == len(tokens)
+            if late.needs_scores(level, layer):
+                late.score(level, self.queries[layer, texts, places], self.key_buffers[layer], SCALING)
+            hidden = hidden + torch.tensor([0.0, 0.0, 1.0])
+        return hidden
+
+
+# --- what must come out ----------------------------------------------------------------------------------------------
+
+
+def kept_positions(world: World, request: Request) -> list[list[int]]:
+    """Per step, the prompt positions that go on: they depend on the text and the counts alone, so are computed once."""
+    assert request.state is not None
+    key = (request.text, request.prompt, request.state.kept_counts)
+    if key not in world.answers:
+        world.answers[key] = _kept_positions(world, *key)
+    return world.answers[key]
+
+
+def _kept_positions(world: World, text: int, prompt: int, counts: tuple[int, ...]) -> list[list[int]]:
+    kept, visible = [], list(range(prompt))
+    for step, count in zip(world.config.steps, counts, strict=True):
+        if count < len(visible):
+            window = visible[-WINDOW:]
+            scores = []
+            for layer in step.score_layers:
+                q = torch.stack([world.queries[layer, text, p] for p in window])
+                k = torch.stack([world.keys[layer, text, p] for p in visible])
+                scores.append(naive.window_scores(q, k, scaling=SCALING, pool_kernel=POOL_KERNEL))
+            chosen = naive.select(naive.rank(scores), len(visible), count, WINDOW).tolist()
+            visible = [visible[i] for i in chosen]
+        kept.append(visible)
+    return kept
+
+
+def check(world: World, requests: list[Request]) -> None:
+    """Compare what each layer could read, and what was kept, with the plain answer."""
+    for request in requests:
+        everything = [(request.text, p) for p in range(request.length)]
+        kept: list[list[int]] = []
+        if request.pruned and request.length == request.total:
+            assert request.state is not None
+            kept = kept_positions(world, request)
+            assert [k.tolist() for k in request.state.kept if k is not None] == kept
+            assert request.state.late_computed_tokens == len(kept[0])
+        for layer in range(LAYERS):
+            level = sum(layer > step.prune_layer for step in world.config.steps)
+            read = world.read[layer].get(request.row)
+            if level == 0 or not request.pruned:
+                assert read == everything
+            elif not kept:
+                assert read is None  # in the middle of its prompt
+            else:
+                assert read == [t for t in everything if t[1] in kept[level - 1] or t[1] >= request.prompt]
