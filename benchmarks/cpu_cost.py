@@ -188,9 +188,7 @@ def ratios_of(samples: dict[str, list[float]]) -> dict[str, list[float]]:
     """Each claimed ratio, once per round."""
     early, late_and_once, once = samples["15 layers, N"], samples["15 layers, kN"], samples["1 layer, kN"]
     layers = PRUNE_LAYER + 1
-    samples["bound"] = [
-        e + layers / (layers - 1) * (a - b) for e, a, b in zip(early, late_and_once, once, strict=True)
-    ]
+    samples["bound"] = [e + layers / (layers - 1) * (a - b) for e, a, b in zip(early, late_and_once, once, strict=True)]
     pairs = {
         "dense TTFT / stock TTFT": ("dense", "stock"),
         "dense time per output token / stock": ("dense per token", "stock per token"),
@@ -213,9 +211,7 @@ def print_tables(samples: dict[str, list[float]], ratios: dict[str, list[float]]
     for name, values in ratios.items():
         median, limit = statistics.median(values), TARGETS[name]
         style = "green" if median <= limit else "red"
-        claims.add_row(
-            name, f"[{style}]{median:.3f}", f"{min(values):.3f}", f"{max(values):.3f}", f"at most {limit}"
-        )
+        claims.add_row(name, f"[{style}]{median:.3f}", f"{min(values):.3f}", f"{max(values):.3f}", f"at most {limit}")
     console.print(claims)
 
 

@@ -88,7 +88,7 @@ def refused(server_args: Any, window: int) -> list[str]:
 
 
 def stop(server_args: Any, text: str) -> NoReturn:
-    """Stop the start with `text`: a clean exit from the command line or in a child process, StartupError in Python."""
+    """Stop the start with `text`: StartupError in Python, a clean exit from the command line or in a child process."""
     text = f"claa-sglang: {text}"
     command = getattr(server_args, "launch_command", None)
     from_python = command is None or str(command).startswith("Engine(")

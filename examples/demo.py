@@ -1,8 +1,8 @@
-"""One long prompt with a fact hidden in it, answered pruned and dense, then a follow-up over the same text.
+"""One long prompt with a number hidden in it, answered pruned and dense, then a follow-up over the same text.
 
 Starts a server with the plugin, warms it up, asks, prints a table, stops the server. Exits with 1 when the
-pruned run misses a fact that the dense run finds, when nothing was pruned, or when a follow-up did not hit the
-prefix cache.
+pruned run misses what the dense run finds, when nothing was pruned, or when a follow-up did not hit the prefix
+cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import prose
 import torch
@@ -27,32 +27,59 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 CPU_FLAGS = ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "20000"]
+MAX_NEW_TOKENS = 24
 
-FACTS = {"lantern": 482913, "harbor": 705264}
-WARM_UP_FACTS = {"window": 118306, "basket": 930457}
-MAX_NEW_TOKENS = 32
 Modes = Mapping[str, Mapping[str, Any] | None]
 MODES: Modes = {"pruned": {}, "dense": {"enabled": False}}
 
 
+class Question(NamedTuple):
+    """What is asked about the text, and a string that a right answer contains."""
+
+    name: str
+    text: str
+    expected: str
+
+
+LANTERN = 482913
+FIRST = Question("first question", prose.question("lantern"), str(LANTERN))
+FOLLOW_UP = Question("follow-up", *prose.FOLLOW_UP)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One question in one mode; the times are of all repeats, the answer is of the last."""
+    """One question in one mode: the last answer, and the seconds to the first token of every repeat."""
 
-    question: str
+    question: Question
     mode: str
-    number: int
     answer: Answer
     ttfts: list[float]
 
     @property
+    def name(self) -> str:
+        return f"{self.question.name}, {self.mode}"
+
+    @property
     def right(self) -> bool:
-        return str(self.number) in self.answer.text
+        return self.question.expected in self.answer.text
 
     @property
     def cached(self) -> int:
         """Prompt tokens taken from the prefix cache."""
-        return int(self.answer.claa.get("early_cached_tokens") or self.answer.meta["cached_tokens"])
+        return int(self.answer.claa.get("early_cached_tokens", self.answer.meta["cached_tokens"]))
+
+
+class Prompts:
+    """Prompts with the model's chat template applied, so that the clock sees the server only."""
+
+    def __init__(self, model_path: Path):
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+
+    def about(self, document: str, question: str) -> str:
+        chat = [{"role": "user", "content": f"{document}\n\n{question}"}]
+        return self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 def main() -> int:
@@ -61,96 +88,88 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     gpu = torch.cuda.is_available()
     flags = [] if args.stock else ["--enable-claa", "--claa-profile", str(args.profile)]
+    modes: Modes = {"dense": None} if args.stock else MODES
     try:
         env = {} if gpu else cpu_environment()
-        device = "GPU" if gpu else "CPU"
         with (
-            console.status(f"starting SGLang on the {device}, about half a minute") as status,
+            console.status(f"starting SGLang on the {'GPU' if gpu else 'CPU'}, half a minute or so") as status,
             serve(args.model_path, flags + ([] if gpu else CPU_FLAGS), env) as url,
         ):
+            prompts = Prompts(args.model_path)
             status.update("warming up")
-            prompts, modes = _Prompts(args.model_path), {"dense": None} if args.stock else MODES
             _warm_up(url, prompts, modes)
-            status.update("asking, pruned and dense")
+            status.update("asking " + " and ".join(modes))
             runs = _ask_all(url, prompts, modes, args.repeats)
     except (RuntimeError, CpuEnvError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     console.print(_table(runs))
-    problems = _problems(runs, stock=args.stock)
+    problems = _problems(runs)
     for problem in problems:
         console.print(f"[bold red]{problem}[/]")
     return 1 if problems else 0
 
 
-def _warm_up(url: str, prompts: _Prompts, modes: Modes) -> None:
+def _warm_up(url: str, prompts: Prompts, modes: Modes) -> None:
+    document = prose.document("basket", 930457)
     for options in modes.values():
-        # Both questions, so that the path of a prefix hit has run too.
-        for word in WARM_UP_FACTS:
-            ask(url, prompts.about(WARM_UP_FACTS, word), 2, options)
+        # Both questions, so that the path of a prefix hit has run before the clock does.
+        for question in (prose.question("basket"), FOLLOW_UP.text):
+            ask(url, prompts.about(document, question), 2, options)
 
 
-def _ask_all(url: str, prompts: _Prompts, modes: Modes, repeats: int) -> list[Run]:
-    runs: dict[tuple[str, str], Run] = {}
+def _ask_all(url: str, prompts: Prompts, modes: Modes, repeats: int) -> list[Run]:
+    document = prose.document("lantern", LANTERN)
+    answers: dict[tuple[Question, str], list[Answer]] = {(q, m): [] for q in (FIRST, FOLLOW_UP) for m in modes}
     for _ in range(repeats):
         for mode, options in modes.items():
-            # Each conversation starts cold; its follow-up finds what its own first question left.
+            # Each starts cold; the follow-up finds what the first question of the same mode left.
             flush(url)
-            for question, (word, number) in zip(("first question", "follow-up"), FACTS.items(), strict=True):
-                answer = ask(url, prompts.about(FACTS, word), MAX_NEW_TOKENS, options)
-                ttfts = runs[question, mode].ttfts if (question, mode) in runs else []
-                runs[question, mode] = Run(question, mode, number, answer, [*ttfts, answer.ttft])
-    return sorted(runs.values(), key=lambda run: run.question != "first question")
+            for question in (FIRST, FOLLOW_UP):
+                text = prompts.about(document, question.text)
+                answers[question, mode].append(ask(url, text, MAX_NEW_TOKENS, options))
+    return [Run(question, mode, got[-1], [a.ttft for a in got]) for (question, mode), got in answers.items()]
 
 
 def _table(runs: list[Run]) -> Table:
-    table = Table(title="SmolLM2-135M-Instruct, one long prompt", title_justify="left")
-    for column in ("", "answer", "prompt tokens", "kept tokens", "prune layer", "from cache", "TTFT"):
-        table.add_column(column, justify="left" if column in ("", "answer") else "right")
+    table = Table(title="SmolLM2-135M-Instruct, one long prompt", title_justify="left", show_lines=True)
+    for column in ("", "answer"):
+        table.add_column(column)
+    for column in ("prompt\ntokens", "kept\ntokens", "prune\nlayer", "from\ncache", "TTFT"):
+        table.add_column(column, justify="right", no_wrap=True)
     for run in runs:
         claa = run.answer.claa
-        mark = "[green]right[/]" if run.right else f"[red]wrong, {run.number}[/]"
+        pruned = claa.get("pruned")
+        # The first line: how a small model goes on after its answer is no news.
+        said = next(iter(run.answer.text.splitlines()), "")
+        mark = "[green]right[/]" if run.right else f"[red]wrong, it is {run.question.expected}[/]"
         table.add_row(
-            f"{run.question}, {run.mode}",
-            f"{run.answer.text[:100]!r} ({mark})",
+            run.name,
+            f"{said} ({mark})",
             str(run.answer.meta["prompt_tokens"]),
-            str(claa["kept_tokens"]) if claa.get("pruned") else "all",
-            str(claa["prune_layer"]) if claa.get("pruned") else "-",
+            str(claa["kept_tokens"]) if pruned else "all",
+            str(claa["prune_layer"]) if pruned else "-",
             str(run.cached),
             f"{1000 * statistics.median(run.ttfts):.0f} ms",
         )
     return table
 
 
-def _problems(runs: list[Run], stock: bool) -> list[str]:
+def _problems(runs: list[Run]) -> list[str]:
+    dense = {run.question: run for run in runs if run.mode == "dense"}
     problems = []
-    by_key = {(run.question, run.mode): run for run in runs}
     for run in runs:
-        name = f"{run.question}, {run.mode}"
-        if run.question == "follow-up" and run.cached < run.answer.meta["prompt_tokens"] // 2:
-            problems.append(f"{name}: no prefix hit, {run.cached} tokens came from the cache")
-        if run.mode == "pruned" and not run.answer.claa.get("pruned"):
-            problems.append(f"{name}: nothing was pruned: {run.answer.claa.get('reason', 'the plugin is silent')}")
-        if run.mode == "pruned" and not run.right and by_key[run.question, "dense"].right:
-            problems.append(f"{name}: missed {run.number}, which the dense run found")
-        if stock and not run.right:
-            problems.append(f"{name}: missed {run.number}")
+        if run.question is FOLLOW_UP and run.cached < run.answer.meta["prompt_tokens"] // 2:
+            problems.append(f"{run.name}: no prefix hit, {run.cached} tokens came from the cache")
+        if run.mode != "pruned":
+            continue
+        if not run.answer.claa.get("pruned"):
+            problems.append(f"{run.name}: nothing was pruned: {run.answer.claa.get('reason', 'no report')}")
+        if dense[run.question].right and not run.right:
+            problems.append(f"{run.name}: missed {run.question.expected}, which the dense run found")
+    if not dense[FIRST].right:
+        problems.append(f"{FIRST.name}, dense: missed {FIRST.expected}, so this demo shows nothing")
     return problems
-
-
-class _Prompts:
-    """Prompts with the model's chat template applied, so that /generate and the clock see one string."""
-
-    def __init__(self, model_path: Path):
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(model_path)
-
-    def about(self, facts: Mapping[str, int], word: str) -> str:
-        content = f"{prose.document(facts)}\n\n{prose.question(word)}"
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
 
 
 def _arguments() -> argparse.Namespace:

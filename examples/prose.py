@@ -1,8 +1,6 @@
-"""About 1,500 tokens of ordinary prose, written for this demo, with facts hidden among its sentences."""
+"""About 1,500 tokens of ordinary prose, written for this demo, with a number hidden among its sentences."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 PARAGRAPHS = (
     "The ferry to the island leaves from the old stone pier a little after seven, when the fog is usually still "
@@ -72,21 +70,19 @@ PARAGRAPHS = (
 )
 
 
-def document(facts: Mapping[str, int]) -> str:
-    """The prose, with one sentence per entry of `facts` at places spread over its middle.
+# Answered by the prose itself, for a second question over the same text.
+FOLLOW_UP = ("How many books does the library have?", "four thousand")
 
-    `facts` maps a word to a number of six digits. Deterministic: the same facts give the same text.
-    """
+
+def document(word: str, number: int) -> str:
+    """The prose with `needle(word, number)` among the sentences of its middle."""
     paragraphs = [paragraph.split(". ") for paragraph in PARAGRAPHS]
-    # Between two sentences of a paragraph, and away from both ends, where attention is strong anyway.
-    for index, (word, number) in enumerate(facts.items()):
-        place = 2 + (index * 5 + 1) % (len(paragraphs) - 3)
-        paragraphs[place].insert(2, needle(word, number).rstrip("."))
+    paragraphs[4].insert(2, needle(word, number).rstrip("."))
     return "\n\n".join(". ".join(sentences) for sentences in paragraphs)
 
 
 def needle(word: str, number: int) -> str:
-    """The sentence that hides `number` under `word`."""
+    """The sentence that hides `number`, of six digits, under `word`."""
     return f"The special magic number for {word} is {number}."
 
 

@@ -18,6 +18,7 @@ from sglang.srt.runtime_context import get_parallel
 from claa_sglang.arguments import config_of
 from claa_sglang.batch_plan import BatchPlan
 from claa_sglang.config import ClaaConfig
+from claa_sglang.graph_decode import DecodeBuffers, DecodeGraphPass
 from claa_sglang.late_pass import LatePass
 from claa_sglang.late_slots import LateSlots
 from claa_sglang.patches.forward_batch import plan_of
@@ -64,16 +65,16 @@ class ClaaAttnBackend(AttentionBackend):
     ) -> None:
         super().__init__()
         self.early = children[0]
+        # Class-level defaults of AttentionBackend would hide the child's values from __getattr__.
+        for name, default in vars(AttentionBackend).items():
+            if not name.startswith("_") and not callable(default) and not isinstance(default, property):
+                setattr(self, name, getattr(self.early, name))
         self.attn_backend_list = children
         self.slots = slots
         self.config = config
-        self.active: LatePass | None = None
+        self.active: LatePass | DecodeGraphPass | None = None
+        self._next_plan: BatchPlan | None = None
         self._translators = translators
-        # Class-level defaults of AttentionBackend hide the child's values from __getattr__.
-        for name in ("token_to_kv_pool", "req_to_token_pool", "kv_index_translator", "needs_cpu_seq_lens"):
-            setattr(self, name, getattr(self.early, name, None))
-        for name in ("data_type", "kv_cache_dtype", "extend_dummy_seqs_capped_by_req_pool"):
-            setattr(self, name, getattr(self.early, name))
 
     def __getattr__(self, name: str) -> Any:
         if name == "early":  # before __init__, as copy and pickle ask
@@ -96,6 +97,69 @@ class ClaaAttnBackend(AttentionBackend):
         translator.own_plan(view).bind(view, translator)
         self.attn_backend_list[level].init_forward_metadata(view)
 
+    # --- captured decode graphs ----------------------------------------------------------------------------------
+
+    def note(self, plan: BatchPlan | None) -> None:
+        """The plan of the forward that comes next: a graph replays on a stand-in batch that does not carry it."""
+        self._next_plan = plan
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        for child in self.attn_backend_list:
+            child.init_cuda_graph_state(max_bs, max_num_tokens)
+        self._buffers = DecodeBuffers(len(self.attn_backend_list) - 1, max_bs, self.slots.table.device)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        return self.early.get_cuda_graph_seq_len_fill_value()
+
+    def on_after_cuda_graph_warmup(self) -> None:
+        for child in self.attn_backend_list:
+            child.on_after_cuda_graph_warmup()
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        if not forward_batch.forward_mode.is_decode():
+            self.active = None
+            self.early.init_forward_metadata_out_graph(forward_batch, in_capture)
+            return
+        self.early.init_forward_metadata_out_graph(forward_batch, in_capture)
+        buffers, count = self._buffers, forward_batch.batch_size
+        plan = None if in_capture else self._next_plan
+        lens_cpu = None
+        if plan is None:
+            buffers.fill_dense(forward_batch)
+        else:
+            lens_cpu = buffers.fill(forward_batch, plan)
+        buffers.find_slots(self.slots.table, count, forward_batch.out_cache_loc)
+        views = [forward_batch]
+        for level in range(1, len(self.attn_backend_list)):
+            view = buffers.view(forward_batch, level)
+            if lens_cpu is not None:
+                view.seq_lens_cpu = lens_cpu[level - 1]
+                view.seq_lens_sum = int(view.seq_lens_cpu.sum())
+            self._translators[level - 1].bind_runner_slots(view)
+            self.attn_backend_list[level].init_forward_metadata_out_graph(view, in_capture)
+            views.append(view)
+        self.active = DecodeGraphPass(views, buffers.boundary[:count]) if in_capture else None
+
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        self.early.init_forward_metadata_in_graph(forward_batch)
+        if isinstance(self.active, DecodeGraphPass):
+            for child, view in zip(self.attn_backend_list[1:], self.active.views[1:], strict=True):
+                child.init_forward_metadata_in_graph(view)
+
+    # Breakable prefill graphs hold the stock path alone: batches with pruned requests are not replayed.
+
+    def init_forward_metadata_for_breakable_cuda_graph_capture(self, forward_batch: Any) -> None:
+        self.active = None
+        self.early.init_forward_metadata_for_breakable_cuda_graph_capture(forward_batch)
+
+    def prepare_forward_metadata_for_breakable_cuda_graph_replay(
+        self, capture_metadata: Any, forward_batch: Any, *, static_forward_batch: Any = None
+    ) -> None:
+        self.active = None
+        self.early.prepare_forward_metadata_for_breakable_cuda_graph_replay(
+            capture_metadata, forward_batch, static_forward_batch=static_forward_batch
+        )
+
     # --- attention -----------------------------------------------------------------------------------------------
 
     def level_of(self, layer_id: int) -> int:
@@ -111,6 +175,7 @@ class ClaaAttnBackend(AttentionBackend):
         out = self.attn_backend_list[level].forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         # After the child: some backends write this forward's keys to the pool only then.
         if self.active.needs_scores(level, layer.layer_id):
+            assert isinstance(self.active, LatePass)
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
             self.active.score(level, queries, keys, layer.scaling)

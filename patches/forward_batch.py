@@ -23,6 +23,7 @@ def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
     batch, runner = bound["batch"], bound["model_runner"]
     states = [getattr(req, "claa", None) for req in batch.reqs]
     if not any(state is not None and state.pruned for state in states):
+        runner.attn_backend.note(None)
         return result
     slots = late_slots_of(runner.req_to_token_pool)
     rows = [req.kv.req_pool_idx for req in batch.reqs]
@@ -45,6 +46,7 @@ def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
             num_steps=slots.num_steps,
         )
     result.model_specific_states = {**(result.model_specific_states or {}), _KEY: plan}
+    runner.attn_backend.note(plan)
     return result
 
 

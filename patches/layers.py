@@ -18,6 +18,7 @@ from sglang.srt.model_executor.forward_context import forward_context, get_forwa
 from torch import Tensor
 
 from claa_sglang.boundary import BoundaryStore
+from claa_sglang.graph_decode import DecodeGraphPass
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.hooks import Hook
 
@@ -145,6 +146,9 @@ class LateStack:
             return self._layers[self.prunes[0] + 1](*args, **kwargs)
         positions, batch = args[0], args[2]
         hidden, residual = self._convention.export(args, kwargs)
+        if isinstance(late, DecodeGraphPass):  # capture: an error is SGLang's to report
+            self._boundary.store(*late.boundary_rows(hidden, residual))
+            return self._convention.result(*self._run(late, hidden, residual, positions), batch)
         try:
             self._boundary.store(*late.boundary_rows(hidden, residual))
             out = self._run(late, hidden, residual, positions) if late.has_late_rows else (hidden, residual)

@@ -7,7 +7,8 @@ it is ready has a `claa` entry, and the parent compares it with its own configur
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from claa_sglang.patches.hooks import SCHEDULER, SERVER, Hook, applied_count
 
@@ -36,21 +37,31 @@ def report_of_replicas(result: dict[str, Any], controller: Any) -> dict[str, Any
     return {**result, "claa": (different or reports)[0]}
 
 
-def require_active(infos: list[dict[str, Any]], readers: list[Any], processes: list[Any]) -> None:
-    """AFTER _wait_for_scheduler_ready in the server: raises StartupError unless every scheduler serves our config."""
+def require_active(
+    original: Callable[..., list[dict[str, Any]]], scheduler_pipe_readers: list[Any], scheduler_procs: list[Any]
+) -> list[dict[str, Any]]:
+    """AROUND _wait_for_scheduler_ready in the server: stops it unless every scheduler serves our configuration."""
     from sglang.srt.runtime_context import get_context
 
     from claa_sglang.arguments import config_of
 
-    expected = config_of(get_context().server_args).to_dict()
-    for rank, info in enumerate(infos):
-        found = info.get("claa") or {}
-        if found.get("config") != expected or not found.get("hooks"):
-            _refuse(rank, expected, found, processes)
+    server_args = get_context().server_args
+    try:
+        infos = original(scheduler_pipe_readers, scheduler_procs)
+        expected = config_of(server_args).to_dict()
+        for rank, info in enumerate(infos):
+            found = info.get("claa") or {}
+            if found.get("config") != expected or not found.get("hooks"):
+                _refuse(server_args, rank, expected, found, scheduler_procs)
+    except BaseException:
+        _keep_sockets()
+        raise
+    return infos
 
 
-def _refuse(rank: int, expected: dict[str, Any], found: dict[str, Any], processes: list[Any]) -> None:
-    from sglang.srt.runtime_context import get_context
+def _refuse(
+    server_args: Any, rank: int, expected: dict[str, Any], found: dict[str, Any], processes: list[Any]
+) -> NoReturn:
     from sglang.srt.utils import kill_process_tree
 
     from claa_sglang.plugin import stop
@@ -58,11 +69,27 @@ def _refuse(rank: int, expected: dict[str, Any], found: dict[str, Any], processe
     for process in processes:
         kill_process_tree(process.pid)
     stop(
-        get_context().server_args,
+        server_args,
         f"scheduler {rank} does not serve CLAA as this server was asked to.\n"
         f"      expected: its hooks verified, config {expected}\n"
         f"      found:    {found or 'no report: CLAA is not active there'}\n  {REMEDY}",
     )
+
+
+_kept: list[Any] = []
+
+
+def _keep_sockets() -> None:
+    """Keep the ZeroMQ contexts of the server that does not start from being collected.
+
+    A context collected together with its sockets waits for them for ever: a refusal would end in a process that
+    hangs when it leaves, or in a caller of sgl.Engine that hangs in its next garbage collection.
+    """
+    import gc
+
+    import zmq
+
+    _kept.extend(held for held in gc.get_objects() if isinstance(held, zmq.Context))
 
 
 HOOKS = (
@@ -85,7 +112,7 @@ HOOKS = (
     Hook(
         "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
         ("scheduler_pipe_readers", "scheduler_procs"),
-        "after",
+        "around",
         require_active,
         SERVER,
         "Stops the server unless every scheduler reports the configuration that the server was given.",

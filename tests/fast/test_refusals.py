@@ -179,8 +179,10 @@ CASES = (
     Case("fused-model-kernel", stated={"enable_nvidia_megakernel": True}),
     Case("fused-model-kernel", stated={"enable_amd_monokernel": True}),
     Case("prefill-cuda-graph-full", {**CUDA, "disable_cuda_graph": False, "cuda_graph_backend_prefill": "full"}),
-    Case("prefill-cuda-graph", {**CUDA, "disable_cuda_graph": False, "cuda_graph_backend_prefill": "breakable"}),
-    Case("decode-cuda-graph", {**CUDA, "disable_cuda_graph": False}),
+    Case(
+        "decode-cuda-graph-breakable", {**CUDA, "disable_cuda_graph": False, "cuda_graph_backend_decode": "breakable"}
+    ),
+    Case("decode-cuda-graph-flashinfer", {**CUDA, "disable_cuda_graph": False, "attention_backend": "flashinfer"}),
     Case("hidden-states", {"enable_return_hidden_states": True}),
     Case("hidden-states", {"return_hidden_states_mode": "last"}),
     Case("hidden-states", {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"}),
@@ -248,13 +250,12 @@ def test_violation_is_seen(case: Case, model_path: Callable[[str], Path]) -> Non
 
 # Options that speak for themselves: they, and only their rule, are refused.
 SINGLE = [case for case in CASES if case.model == "llama" and case.rule not in ("prefill-cuda-graph-full",)]
-GRAPHS = ("prefill-cuda-graph", "decode-cuda-graph")
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=str)
 def test_no_other_rule_fires(case: Case, model_path: Callable[[str], Path]) -> None:
     found = violations(case, model_path(case.model))
-    assert set(found) - {case.rule} <= (set(GRAPHS) if case.rule in GRAPHS else set())
+    assert set(found) <= {case.rule}
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "granite", "gemma"])
@@ -274,6 +275,7 @@ PLAIN = (
     CUDA,
     {**CUDA, "attention_backend": "flashinfer"},
     {**CUDA, "attention_backend": "triton"},
+    {**CUDA, "disable_cuda_graph": False},  # fa3 with SGLang's default graphs
 )
 
 
