@@ -136,7 +136,10 @@ RULES: tuple[Rule, ...] = (
          _DROP.format("--prefill-only-disable-kv-cache")),
     # --- parallelism
     Rule("pipeline-parallel", _above_one("pp_size"), "the layers after the prune layer would be on another rank",
-         "use --pp-size 1; --tp-size and --dp-size are free"),
+         "use --pp-size 1; --dp-size is free"),
+    Rule("tensor-parallel", _above_one("tp_size"),
+         "ranks are made to agree on the kept tokens, but nobody has run that yet: it needs two GPUs",
+         "use --tp-size 1, with --dp-size for more GPUs"),
     Rule("attention-data-parallel", _above_one("attn_dp_size"),
          "ranks of data-parallel attention agree on row counts before the prune",
          "use --attn-dp-size 1 without --enable-dp-attention; --dp-size replicas are free"),

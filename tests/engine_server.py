@@ -132,9 +132,7 @@ def server(
             stop(process)
 
 
-def start_failure(
-    model_path: str | os.PathLike[str], *flags: str, env: Mapping[str, str] | None = None
-) -> str:
+def start_failure(model_path: str | os.PathLike[str], *flags: str, env: Mapping[str, str] | None = None) -> str:
     """The log of a server that must refuse to start. Raises AssertionError if it starts."""
     try:
         with server(model_path, *flags, env=env):

@@ -57,7 +57,7 @@ def test_pruned_finds_the_needle_wherever_dense_does(served: Server) -> None:
     found, lost = 0, []
     for seed, depth in enumerate(DEPTHS):
         text, numbers = hidden(seed, [depth])
-        (name, number), = numbers.items()
+        ((name, number),) = numbers.items()
         dense, report = ask(served, haystack.messages(text, name), {"enabled": False})
         assert not report["pruned"] and 1300 < report["prompt_tokens"] < 1700
         if str(number) not in dense:

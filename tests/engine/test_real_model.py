@@ -54,9 +54,7 @@ def check_target(reference: ReferenceModel, asked: Ask, answer: Answer) -> None:
     check(answer, _known[key], tolerance=1e-3)
 
 
-def test_cold_warm_and_another_question(
-    served: Server, reference: ReferenceModel, prompts: list[list[int]]
-) -> None:
+def test_cold_warm_and_another_question(served: Server, reference: ReferenceModel, prompts: list[list[int]]) -> None:
     first, second = Ask(prompts[0], keep=0.3, new=10), Ask(prompts[1], keep=0.3, new=10)
     cold, warm = ask(served, first), ask(served, first)
     assert cold.cached == 0 and warm.cached == len(first.prompt) - 8

@@ -15,7 +15,7 @@ from claa_sglang.patches import hooks
 from claa_sglang.patches.hooks import Hook
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = '''
+SOURCE = """
 import functools
 
 def greet(name, mark="!"):
@@ -45,7 +45,7 @@ class Thing:
 
 class Child(Thing):
     pass
-'''
+"""
 
 
 @pytest.fixture
