@@ -2,10 +2,14 @@
 
     python -m benchmarks.cpu_cost [--quick] [--out benchmarks/results/cpu_cost.json]
 
-Four servers live side by side and only one works at a time; every round asks each of them once, in an order that
-rotates, so that a slow phase of the machine hits all of them. Every prompt is fresh random tokens and the prefix cache
-is emptied between rounds: nothing is a prefix hit. A time is one whole HTTP request with one output token, as a client
-sees it. Ratios are taken within a round; their median over the rounds is what is claimed.
+Six servers live side by side and only one works at a time; every round asks each of them once, in an order that
+alternates, so that a slow phase of the machine hits all of them. Every prompt is fresh random tokens and the prefix
+cache is emptied between rounds: nothing is a prefix hit. A time is one whole HTTP request with one output token, as a
+client sees it. Ratios are taken within a round; their median over the rounds is what is claimed.
+
+Two processes of the same server can differ by several per cent for as long as they live, more than a dense request is
+allowed to cost. So stock and CLAA have two processes each, of which a round takes the mean, and the ratio of the two
+stock processes is printed as the noise.
 
 The bound of a pruned request is early(N) + late(kN): with p = 14 of 30 layers, both halves have 15 layers, so copies of
 the model cut to 15 layers and to one measure both. A request to an n-layer model takes
@@ -57,6 +61,7 @@ TARGETS = {
     "pruned / bound": 1.08,
     "pruned / stock": 0.68,
 }
+NOISE = "stock / stock, another process"
 
 
 def main() -> int:
@@ -70,6 +75,8 @@ def main() -> int:
         servers = {
             "stock": stack.enter_context(server(full, *common)),
             "claa": stack.enter_context(server(full, *common, *CLAA)),
+            "claa again": stack.enter_context(server(full, *common, *CLAA)),
+            "stock again": stack.enter_context(server(full, *common)),
             "half": stack.enter_context(server(half, *common)),
             "one": stack.enter_context(server(one, *common)),
         }
@@ -124,8 +131,10 @@ def measure(servers: dict[str, Server], args: argparse.Namespace) -> dict[str, l
     tokens, kept = args.prompt_tokens, int(KEEP_RATE * args.prompt_tokens)
     rng = random.Random(0)
     tasks = {
-        "stock": lambda: ttft(servers["stock"], prompt(rng, tokens), {}),
-        "dense": lambda: ttft(servers["claa"], prompt(rng, tokens), DENSE),
+        "stock, first": lambda: ttft(servers["stock"], prompt(rng, tokens), {}),
+        "stock, second": lambda: ttft(servers["stock again"], prompt(rng, tokens), {}),
+        "dense, first": lambda: ttft(servers["claa"], prompt(rng, tokens), DENSE),
+        "dense, second": lambda: ttft(servers["claa again"], prompt(rng, tokens), DENSE),
         "pruned": lambda: ttft(servers["claa"], prompt(rng, tokens), {}, pruned=True),
         "15 layers, N": lambda: ttft(servers["half"], prompt(rng, tokens), {}),
         "15 layers, kN": lambda: ttft(servers["half"], prompt(rng, kept), {}),
@@ -186,6 +195,9 @@ def per_token(running: Server, input_ids: list[int], params: dict[str, Any]) -> 
 
 def ratios_of(samples: dict[str, list[float]]) -> dict[str, list[float]]:
     """Each claimed ratio, once per round."""
+    for kind in ("stock", "dense"):
+        both = zip(samples[f"{kind}, first"], samples[f"{kind}, second"], strict=True)
+        samples[kind] = [(a + b) / 2 for a, b in both]
     early, late_and_once, once = samples["15 layers, N"], samples["15 layers, kN"], samples["1 layer, kN"]
     layers = PRUNE_LAYER + 1
     samples["bound"] = [e + layers / (layers - 1) * (a - b) for e, a, b in zip(early, late_and_once, once, strict=True)]
@@ -194,6 +206,7 @@ def ratios_of(samples: dict[str, list[float]]) -> dict[str, list[float]]:
         "dense time per output token / stock": ("dense per token", "stock per token"),
         "pruned / bound": ("pruned", "bound"),
         "pruned / stock": ("pruned", "stock"),
+        NOISE: ("stock, second", "stock, first"),
     }
     return {
         name: [a / b for a, b in zip(samples[over], samples[under], strict=True)]
@@ -209,9 +222,10 @@ def print_tables(samples: dict[str, list[float]], ratios: dict[str, list[float]]
     console.print(times)
     claims = Table("ratio within a round", "median", "min", "max", "target")
     for name, values in ratios.items():
-        median, limit = statistics.median(values), TARGETS[name]
-        style = "green" if median <= limit else "red"
-        claims.add_row(name, f"[{style}]{median:.3f}", f"{min(values):.3f}", f"{max(values):.3f}", f"at most {limit}")
+        median, limit = statistics.median(values), TARGETS.get(name)
+        style = "white" if limit is None else "green" if median <= limit else "red"
+        target = "the noise" if limit is None else f"at most {limit}"
+        claims.add_row(name, f"[{style}]{median:.3f}", f"{min(values):.3f}", f"{max(values):.3f}", target)
     console.print(claims)
 
 
@@ -231,7 +245,7 @@ def write(args: argparse.Namespace, samples: dict[str, list[float]], ratios: dic
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "ratios": {
-            name: {"median": statistics.median(v), "min": min(v), "max": max(v), "target": TARGETS[name]}
+            name: {"median": statistics.median(v), "min": min(v), "max": max(v), "target": TARGETS.get(name)}
             for name, v in ratios.items()
         },
         "seconds": samples,

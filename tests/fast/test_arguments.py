@@ -129,6 +129,18 @@ def test_config_errors_come_through(model: str) -> None:
 # --- off
 
 
+def test_a_second_prune_step_is_refused_until_it_was_served(model: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    steps = [
+        {"prune_layer": 2, "keep_rate": 0.5, "score_layers": [2]},
+        {"prune_layer": 5, "keep_rate": 0.2, "score_layers": [4]},
+    ]
+    profile.write_text(json.dumps({"version": 1, "model": {"num_layers": 8}, "steps": steps}))
+    server_args = arguments(model, enable_claa=True, claa_profile=str(profile))
+    with pytest.raises(ConfigError, match="2 prune steps, this version serves one"):
+        config_of(server_args)
+
+
 def test_without_the_flag_resolution_is_sglangs_own(model: str) -> None:
     ours = arguments(model)
     ours.resolve_once()
