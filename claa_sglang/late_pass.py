@@ -169,13 +169,17 @@ class LatePass:
         if self.plan.decode:
             return self._cross_in_decode(level, hidden, residual, positions)
         hiddens, residuals, places = [], [], []
+        # Left behind: prompts that are not complete, and requests whose late pass failed.
+        going = {s.request for s in self.plan.levels[level + 1]}
         for segment in self.plan.levels[level]:
             own = slice(segment.start, segment.end)
+            if segment.request not in going:
+                continue
             if segment.state is None:
                 hiddens.append(hidden[own])
                 residuals.append(residual[own])
                 places.append(positions[own])
-            elif segment.last_chunk:
+            else:
                 seen = self._seen(segment, self._choose(segment, level), level)
                 if segment.prefix_len == 0:
                     rows = seen + segment.start

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from claa_sglang.batch_plan import BatchPlan, Segment, late_len, plan_decode, plan_extend
-from claa_sglang.config import PruneStep
+from claa_sglang.config import ClaaConfig, PruneStep
 from claa_sglang.plan import kept_counts
 from claa_sglang.request import RequestOptions
 from claa_sglang.state import RequestState
@@ -187,3 +188,30 @@ def test_late_length_counts_kept_and_generated_tokens() -> None:
     state = make_state(100, (50, 20))
     assert [late_len(state, level, 100) for level in (1, 2)] == [50, 20]
     assert [late_len(state, level, 107) for level in (1, 2)] == [57, 27]
+
+
+def test_the_dense_part_leaves_pruned_requests_out_and_closes_the_gaps() -> None:
+    config = msgspec.convert(
+        {"steps": [{"prune_layer": 1, "keep_rate": 0.5, "score_layers": [1]}], "num_layers": 4, "window": 2}, ClaaConfig
+    )
+    pruned = RequestState.pruned_request(RequestOptions(), config, prompt_tokens=10)
+    plan = plan_extend(
+        [None, pruned, None],
+        rows=[1, 2, 3],
+        prefix_lens=[0, 0, 4],
+        extend_lens=[6, 10, 3],
+        last_chunk=[True] * 3,
+        table_stride=8,
+        num_steps=1,
+    )
+    assert plan is not None
+    rest = plan.dense_part()
+    assert rest is not None and rest.levels[0] == plan.levels[0]
+    assert [(s.request, s.start, s.end, s.row, s.prefix_len) for s in rest.levels[1]] == [
+        (0, 0, 6, 1, 0),
+        (2, 6, 9, 3, 4),
+    ]
+    alone = plan_extend(
+        [pruned], rows=[2], prefix_lens=[0], extend_lens=[10], last_chunk=[True], table_stride=8, num_steps=1
+    )
+    assert alone is not None and alone.dense_part() is None
