@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from claa_sglang.state import RequestState
 
-# Slots left free beside a request that has the pool for itself: stock's own page and off-by-one margins, doubled.
+# Slots left free beside a request that has the pool for itself: stock leaves two, and pruned tokens take two each.
 MARGIN = 8
 
 

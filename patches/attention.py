@@ -2,7 +2,8 @@
 
 Level 0 is stock's backend over the stock request table. The child of each later level is a second instance of the same
 backend over the widened table, planned for that level's view. A batch without pruned requests goes to level 0 for all
-layers: stock, untouched.
+layers: stock, untouched. Only captured decode graphs differ: one graph serves both kinds, so its late layers run on the
+late child even when every request is dense, pointed at stock's own rows.
 """
 
 from __future__ import annotations

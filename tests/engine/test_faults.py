@@ -6,14 +6,13 @@ raise while a file names it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.answers import STRICT, TINY_ENV, TINY_FLAGS
-from tests.engine_server import Server, server
+from tests.engine_server import Server, second_plugin, server
 from tests.tiny_models import prompt
 
 pytestmark = pytest.mark.engine
@@ -64,14 +63,8 @@ def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faulty_server(
     fault: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("faulty-plugin")
-    (home / "claa_test_faulty.py").write_text(FAULTY_PLUGIN)
-    info = home / "claa_test_faulty-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: claa-test-faulty\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nzzz_faulty = claa_test_faulty:register\n")
-    paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {"PYTHONPATH": os.pathsep.join(paths), "CLAA_TEST_FAULT": str(fault), **STRICT, **TINY_ENV}
+    plugin = second_plugin(tmp_path_factory.mktemp("faulty-plugin"), "claa_test_faulty", FAULTY_PLUGIN)
+    env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **TINY_ENV}
     flags = ("--enable-claa", "--claa-min-prompt-tokens", "100", "--claa-keep-rate", "0.4")
     with server(tiny_model("llama"), *flags, *TINY_FLAGS, env=env) as running:
         yield running

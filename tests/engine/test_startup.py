@@ -19,7 +19,7 @@ import pytest
 from claa_sglang.cpu_env import cpu_environment
 from claa_sglang.patches import hooks
 from tests import engine_server
-from tests.engine_server import DEFAULT_FLAGS, _free_port, server, start_failure
+from tests.engine_server import DEFAULT_FLAGS, _free_port, second_plugin, server, start_failure
 
 pytestmark = pytest.mark.engine
 
@@ -65,13 +65,7 @@ def record():
 @pytest.fixture(scope="module")
 def extra_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment in which SGLang finds the extra plugin, after ours."""
-    home = tmp_path_factory.mktemp("extra-plugin")
-    (home / "claa_test_extra.py").write_text(EXTRA_PLUGIN)
-    info = home / "claa_test_extra-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: claa-test-extra\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nzzz_extra = claa_test_extra:register\n")
-    return {"PYTHONPATH": os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return second_plugin(tmp_path_factory.mktemp("extra-plugin"), "claa_test_extra", EXTRA_PLUGIN)
 
 
 @pytest.fixture

@@ -1,56 +1,20 @@
-"""Requests, reports and metadata, on SGLang's own classes, without a server."""
+"""Reports and metadata, on SGLang's own classes, without a server."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-from array import array
 from typing import Any
 
 import msgspec
 import pytest
-import torch
 
-from claa_sglang.config import ClaaConfig, PruneStep
-from claa_sglang.patches import openai, report, requests, tokenizer
+from claa_sglang.config import ClaaConfig
+from claa_sglang.patches import openai, report, tokenizer
 from claa_sglang.report import KEY, build_report, safe_report
-from claa_sglang.request import RequestError, RequestOptions, parse_options
+from claa_sglang.request import RequestError, RequestOptions
 from claa_sglang.state import RequestState
-
-STEP = PruneStep(prune_layer=3, keep_rate=0.25, score_layers=(1, 2, 3))
-CONFIG = ClaaConfig(steps=(STEP,), num_layers=8, min_prompt_tokens=32)
-SECOND = PruneStep(prune_layer=5, keep_rate=0.125, score_layers=(4, 5))
-
-
-def pruned(tokens: int = 80, config: ClaaConfig = CONFIG, **options: Any) -> RequestState:
-    state = RequestState.pruned_request(RequestOptions(**options), config, tokens)
-    for index, count in enumerate(state.kept_counts):
-        state.kept[index] = torch.arange(tokens - count, tokens)
-    state.late_computed_tokens = state.kept_counts[0]
-    return state
-
-
-def received(tokens: int = 80, *, params: dict | None = None, **fields: Any) -> Any:
-    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
-    from sglang.srt.sampling.sampling_params import SamplingParams
-
-    values = {
-        "rid": "r",
-        "input_text": None,
-        "input_ids": array("q", range(tokens)),
-        "input_embeds": None,
-        "mm_inputs": None,
-        "token_type_ids": None,
-        "sampling_params": SamplingParams(**{"max_new_tokens": 4, **(params or {})}),
-        "return_logprob": False,
-        "logprob_start_len": -1,
-        "top_logprobs_num": 0,
-        "token_ids_logprob": None,
-        "stream": False,
-    }
-    return TokenizedGenerateReqInput(**{**values, **fields})
-
+from tests.fast.states import SECOND, STEP, pruned
 
 # --- the report ---
 
@@ -114,124 +78,6 @@ def test_a_broken_state_is_an_error_in_the_report_and_no_exception() -> None:
     state.kept_counts = ()
     assert safe_report(state, 0) == {"error": "IndexError: tuple index out of range"}
     assert safe_report(None, 0) is None
-
-
-# --- pruned or dense ---
-
-
-def reason(tokens: int = 80, config: ClaaConfig = CONFIG, options: dict | None = None, **fields: Any) -> str | None:
-    recv = received(tokens, **fields)
-    return requests.decide(parse_options({"claa": options or {}}), config, recv, tokens).reason
-
-
-def test_a_plain_long_prompt_is_pruned() -> None:
-    assert reason() is None
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        pytest.param({"options": {"enabled": False}}, "disabled", id="opted out"),
-        pytest.param({"tokens": 31}, "shorter than 32", id="short"),
-        pytest.param({"return_logprob": True, "logprob_start_len": 0}, "input logprobs", id="all logprobs"),
-        pytest.param({"return_logprob": True, "logprob_start_len": 79}, "input logprobs", id="the last logprob"),
-        pytest.param({"return_logprob": True, "logprob_start_len": -2}, "input logprobs", id="negative start"),
-        pytest.param(
-            {"return_logprob": True, "logprob_start_len": 0, "token_ids_logprob": [1]},
-            "input logprobs",
-            id="token id logprobs",
-        ),
-        pytest.param({"input_embeds": [[0.0]]}, "embeddings", id="input_embeds"),
-        pytest.param({"return_hidden_states": True}, "hidden states", id="hidden states"),
-        pytest.param({"return_hidden_states": "last"}, "hidden states", id="last hidden state"),
-        pytest.param({"return_routed_experts": True}, "routed experts", id="routed experts"),
-        pytest.param({"params": {"beam_width": 2}}, "beam", id="beam search"),
-        pytest.param(
-            {"params": {"max_new_tokens": 0}, "return_logprob": True, "token_ids_logprob": [1]},
-            "score",
-            id="score",
-        ),
-        pytest.param({"multi_item_delimiter_indices": [3]}, "score", id="multi-item score"),
-    ],
-)
-def test_what_runs_dense(fields: dict[str, Any], says: str) -> None:
-    assert says in (reason(**fields) or "pruned")
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"return_logprob": True}, id="output logprobs, as -1"),
-        pytest.param({"return_logprob": True, "logprob_start_len": 80}, id="output logprobs, as the length"),
-        pytest.param({"return_logprob": True, "token_ids_logprob": [1]}, id="output token id logprobs"),
-        pytest.param({"logprob_start_len": 0}, id="a start without logprobs"),
-        pytest.param({"params": {"max_new_tokens": 0}}, id="prefix warm-up of n > 1"),
-        pytest.param({"params": {"beam_width": 1}}, id="one beam"),
-        pytest.param({"session_id": "s"}, id="a routing label"),
-        pytest.param({"extra_key": "x", "cache_salt": "y"}, id="namespaces"),
-    ],
-)
-def test_what_is_pruned_all_the_same(fields: dict[str, Any]) -> None:
-    assert reason(**fields) is None
-
-
-def test_a_session_request_runs_dense() -> None:
-    from sglang.srt.managers.io_struct import SessionParams
-
-    assert "sessions" in (reason(session_params=SessionParams(id="s")) or "pruned")
-
-
-def test_a_prompt_of_the_window_alone_has_nothing_to_rank() -> None:
-    config = msgspec.structs.replace(CONFIG, min_prompt_tokens=0)
-    assert "window" in (reason(tokens=CONFIG.window, config=config) or "pruned")
-    assert reason(tokens=CONFIG.window + 1, config=config) is None
-
-
-# --- radix namespaces ---
-
-CLIENT_KEYS = [
-    None,
-    "a",
-    "b|a",
-    "|",
-    "a|",
-    "claa:",
-    "claa:p3",
-    "claa:p3|",
-    "claa:p3|a",
-    "claa:dense|a",
-    "claa:dense|",
-]
-
-
-def test_no_client_key_leads_into_another_namespace() -> None:
-    made = [requests.pruned_key(key, CONFIG.namespace) for key in CLIENT_KEYS]
-    made += [requests.dense_key(key) for key in CLIENT_KEYS]
-    assert all(left != right for left, right in itertools.combinations(made, 2))
-    assert CONFIG.namespace.startswith(requests.MARK) and "|" not in CONFIG.namespace
-
-
-def test_a_dense_request_keeps_the_client_s_key() -> None:
-    for key in (None, "", "a", "b|a"):
-        assert requests.dense_key(key) == key
-
-
-def test_the_client_s_key_can_be_read_back() -> None:
-    assert [requests.client_key(requests.pruned_key(key, CONFIG.namespace)) for key in CLIENT_KEYS] == CLIENT_KEYS
-
-
-@pytest.mark.parametrize("key", [None, "a", "claa:p3"])
-def test_an_aborted_request_becomes_dense_and_leaves_the_pruned_namespace(key: str | None) -> None:
-    from sglang.srt.managers.schedule_batch import Req
-
-    req = Req.__new__(Req)
-    req.claa, req.extra_key = pruned(), requests.pruned_key(key, CONFIG.namespace)
-    req.origin_input_ids = array("q", [0])  # what SGLang runs in place of the prompt
-    requests.leave_on_abort(None, req, "message")
-    assert req.claa.reason == requests.ABORTED and req.claa.prompt_tokens == 1
-    assert req.extra_key == requests.dense_key(key)
-    requests.leave_on_abort(None, req, "message")
-    assert req.extra_key == requests.dense_key(key)
 
 
 # --- scheduler output ---
