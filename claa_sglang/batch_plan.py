@@ -24,7 +24,7 @@ class Segment:
         prefix_len: KV entries of that row written before this forward.
         seq_len: KV entries of that row after this forward.
         state: the request's CLAA state when it is pruned, else None.
-        last_chunk: whether this forward completes the request's prompt (True in decode).
+        last_chunk: whether the early layers have seen the whole prompt after this forward (True in decode).
     """
 
     request: int
@@ -93,11 +93,13 @@ def plan_extend(
 ) -> BatchPlan | None:
     """Plan a prefill batch; None when no request in it is pruned (the stock path).
 
+    Of a pruned request whose prompt is complete, the late layers compute the rows of its state's `late_span`.
+
     Args:
         states: per request, its state; None or a dense state means the stock path.
         rows: per request, its row in the stock request table.
         prefix_lens, extend_lens: per request, tokens before and in this chunk.
-        last_chunk: per request, whether the chunk ends its prompt.
+        last_chunk: per request, whether the chunk ends its prompt: every token has been, or is, in the early layers.
         table_stride: rows of the stock table; the late row of level i is `row + i * table_stride`.
         num_steps: prune steps of the configuration.
     """
@@ -113,6 +115,8 @@ def plan_extend(
                 row, prefix, length = rows[i], prefix_lens[i], seq_len
             elif last_chunk[i]:
                 row, prefix, length = rows[i] + level * table_stride, 0, late_len(state, level, seq_len)
+                if level == 1:
+                    prefix, length = state.late_span
             else:
                 continue
             start, ends[level] = ends[level], ends[level] + length - prefix

@@ -170,17 +170,18 @@ class LatePass:
             return self._cross_in_decode(level, hidden, residual, positions)
         hiddens, residuals, places = [], [], []
         # Left behind: prompts that are not complete, and requests whose late pass failed.
-        going = {s.request for s in self.plan.levels[level + 1]}
+        going = {s.request: s for s in self.plan.levels[level + 1]}
         for segment in self.plan.levels[level]:
             own = slice(segment.start, segment.end)
-            if segment.request not in going:
+            if (target := going.get(segment.request)) is None:
                 continue
             if segment.state is None:
                 hiddens.append(hidden[own])
                 residuals.append(residual[own])
                 places.append(positions[own])
             else:
-                seen = self._seen(segment, self._choose(segment, level), level)
+                # Of a late prefill in several parts, this forward's.
+                seen = self._seen(segment, self._choose(segment, level), level)[target.prefix_len : target.seq_len]
                 if segment.prefix_len == 0:
                     rows = seen + segment.start
                     hiddens.append(hidden[rows])

@@ -169,7 +169,10 @@ class LateSlots:
     def free(self, row: int) -> None:
         """Give back what the request in stock row `row` holds. A row that is not bound is fine."""
         owner = self._owners.pop(row, None)
-        if owner is not None and owner.held:
+        if owner is None:
+            return
+        owner.state.late_span = (0, 0)
+        if owner.held:
             self._allocator.free(self.table[self.stride + row, : owner.held].to(torch.int64))
 
     def clear(self) -> None:
@@ -181,19 +184,10 @@ class LateSlots:
 
     # --- checks --------------------------------------------------------------------------------------------------
 
-    def violations(self) -> list[str]:
-        """What is wrong with the slots held now, in words; empty when healthy. Reads the device: for idle and debug.
-
-        Checks that no late slot has two owners and that none of them is also free.
-        """
-        seen: dict[int, int] = {}
-        problems = []
-        for row, owner in self._owners.items():
-            for slot in self.table[self.stride + row, : owner.held].tolist():
-                if slot in seen:
-                    problems.append(f"late slot {slot} is owned by rows {seen[slot]} and {row}")
-                seen[slot] = row
-        free = getattr(self._allocator, "get_all_free_pages", lambda: None)()
-        if free is not None and seen:
-            problems += [f"late slot {s} of row {seen[s]} is also free" for s in free.tolist() if s in seen]
-        return problems
+    def holdings(self) -> list[tuple[int, Tensor]]:
+        """(stock row, its late slots: int64) of every request that holds some. Reads the table: for checks."""
+        return [
+            (row, self.table[self.stride + row, : owner.held].to(torch.int64))
+            for row, owner in self._owners.items()
+            if owner.held
+        ]

@@ -31,6 +31,9 @@ class RequestState:
         kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
             request resumes with the positions it had, so its answer does not change.
         late_computed_tokens: prompt rows that ran through the first late layer.
+        late_span: rows [start, end) of the late prefill that the forward being scheduled computes: of the kept prompt
+            tokens, then those generated before a retraction. A long late prefill takes several forwards. (0, 0) until
+            the last chunk of the prompt is scheduled, and again when the late slots are given back.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
     """
 
@@ -41,6 +44,7 @@ class RequestState:
     kept_counts: tuple[int, ...] = ()
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
+    late_span: tuple[int, int] = (0, 0)
     error: str | None = None
 
     @property

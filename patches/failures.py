@@ -19,6 +19,8 @@ def end_failed(self: Any, batch: Any, result: Any) -> None:
         reason = FINISH_ABORT(state.error, HTTPStatus.INTERNAL_SERVER_ERROR)
         if batch.forward_mode.is_extend():
             req.discard_output_reason = reason  # nothing of this forward is committed or published
+            if req is self.chunked_req:
+                self._pending_chunked_abort_req = req  # its next chunk never runs
         else:
             req.to_finish = reason
 

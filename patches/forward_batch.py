@@ -16,11 +16,18 @@ def plan_of(forward_batch: Any) -> BatchPlan | None:
     return (forward_batch.model_specific_states or {}).get(_KEY)
 
 
+def batch_and_runner(args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    """The schedule batch and the model runner in a call of `ForwardBatch.init_new`.
+
+    A classmethod's hook sees the class first; a caller may pass everything by name.
+    """
+    bound = dict(zip(INIT_NEW, args, strict=False)) | kwargs
+    return bound["batch"], bound["model_runner"]
+
+
 def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
     """AFTER `ForwardBatch.init_new`: a batch with pruned requests carries its plan, any other stays as it was."""
-    # A classmethod's hook sees the class first; a caller may pass everything by name.
-    bound = dict(zip(("cls", "batch", "model_runner"), args, strict=False)) | kwargs
-    batch, runner = bound["batch"], bound["model_runner"]
+    batch, runner = batch_and_runner(args, kwargs)
     states = [getattr(req, "claa", None) for req in batch.reqs]
     if not any(state is not None and state.pruned for state in states):
         runner.attn_backend.note(None)
@@ -50,20 +57,21 @@ def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+INIT_NEW = (
+    "cls",
+    "batch",
+    "model_runner",
+    "capture_hidden_mode",
+    "return_hidden_states_before_norm",
+    "extend_position_info",
+    "spec_mrope_positions",
+    "kv_loc_plan",
+    "write_cols",
+)
 HOOKS = (
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
-        (
-            "cls",
-            "batch",
-            "model_runner",
-            "capture_hidden_mode",
-            "return_hidden_states_before_norm",
-            "extend_position_info",
-            "spec_mrope_positions",
-            "kv_loc_plan",
-            "write_cols",
-        ),
+        INIT_NEW,
         "after",
         attach_plan,
         "scheduler",

@@ -47,6 +47,12 @@ STOCK_ONLY: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 )
 
 
+def pruned_state(req: Any) -> RequestState | None:
+    """The state of a pruned request; None for any other, which takes the stock path."""
+    state = getattr(req, "claa", None)
+    return state if state is not None and state.pruned else None
+
+
 def pruned_key(extra_key: str | None, namespace: str) -> str:
     """Radix key of a pruned request: `namespace` (starts with MARK, has no "|"), then the client's key."""
     return f"{namespace}|{extra_key}" if extra_key else namespace

@@ -12,9 +12,11 @@ from torch import Tensor
 from tests.engine_server import Server
 from tests.reference_model import Expected
 
-# Strict accounting in every scheduler step and at idle; a leak stops the server, and the test with it.
+# Strict accounting in every scheduler step and at idle, and a census of slots in every step; a leak, a slot with two
+# owners or a slot of the wrong kind stops the server, and the test with it.
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
 }
 # For tiny models: two threads would wait for each other longer than one computes.

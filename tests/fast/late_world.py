@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from claa_sglang.admission import LateRows
 from claa_sglang.batch_plan import BatchPlan, plan_decode, plan_extend
 from claa_sglang.boundary import BoundaryStore
+from claa_sglang.census import Owned, SlotCensus
 from claa_sglang.config import ClaaConfig, PruneStep
 from claa_sglang.kernels import naive
 from claa_sglang.late_pass import LatePass
@@ -47,6 +49,9 @@ class SlotPool:
 
     def alloc(self, need_size: int) -> Tensor | None:
         return torch.tensor([self._free.pop() for _ in range(need_size)])
+
+    def all_free(self) -> Tensor:
+        return torch.tensor(self._free)
 
     def free(self, free_index: Tensor) -> None:
         self.freed += free_index.tolist()
@@ -119,26 +124,39 @@ class World:
     def release(self, request: Request) -> None:
         """The row goes; stock slots stay, as in a tree that is never full."""
         self.slots.free(request.row)
+        self._forget_freed()
+        self.table[request.row :: STRIDE] = -1
+        self.rows.append(request.row)
+
+    def _forget_freed(self) -> None:
         for slot in self.pool.freed:
             for tokens in self.content:
                 tokens.pop(slot, None)
             self.key_buffers[:, slot] = torch.nan
         self.pool.freed.clear()
-        self.table[request.row :: STRIDE] = -1
-        self.rows.append(request.row)
 
     def retract(self, request: Request) -> Request:
         """Retracted and admitted again, with nothing cached."""
         self.release(request)
         return self._place(Request(request.text, -1, request.prompt, request.state, total=request.total))
 
+    def owned_twice(self) -> list[str]:
+        """Late slots that are free as well, or have two owners."""
+        late = [Owned(f"row {row}", slots) for row, slots in self.slots.holdings()]
+        return SlotCensus(SLOTS, "cpu").shared([Owned("free", self.pool.all_free()), *late])
+
     # --- forwards ---
 
-    def extend(self, chunks: list[tuple[Request, int]]) -> dict[Request, Tensor]:
-        """Prefill the next `n` tokens of each request: what the logits processor gets, per request."""
+    def extend(self, chunks: list[tuple[Request, int]], late_rows: int | None = None) -> dict[Request, Tensor]:
+        """Prefill the next `n` tokens of each request: what the logits processor gets, per request.
+
+        late_rows: most rows of late prefills in this step. What is left of one takes its last token with it.
+        """
         requests, extend = [r for r, _ in chunks], [n for _, n in chunks]
         prefix = [r.length for r in requests]
         self._grow(requests, extend)
+        late = LateRows(late_rows)
+        finished = [self._advance(late, request) for request in requests]
         plan = plan_extend(
             [r.state for r in requests],
             rows=[r.row for r in requests],
@@ -152,7 +170,24 @@ class World:
         batch = self._batch(requests, extend)
         batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu = extend, prefix
         out = self._forward(plan, batch, requests)
+        for request, is_finished in zip(requests, finished, strict=True):
+            if not is_finished:
+                self._withhold_last_token(request)
         return dict(zip(requests, out.split(extend), strict=True))
+
+    @staticmethod
+    def _advance(late: LateRows, request: Request) -> bool:
+        if not request.pruned or request.length < request.total:
+            return True
+        assert request.state is not None
+        return late.advance(request.state, request.total - request.prompt)
+
+    def _withhold_last_token(self, request: Request) -> None:
+        request.length -= 1
+        slot = self.table[request.row, request.length : request.length + 1]
+        self.pool.free(slot)
+        self._forget_freed()
+        slot[:] = -1
 
     def decode(self, requests: list[Request]) -> Tensor:
         """One more token of each request."""
@@ -291,9 +326,11 @@ def _kept_positions(world: World, text: int, prompt: int, counts: tuple[int, ...
 def check(world: World, requests: list[Request]) -> None:
     """Compare what each layer could read, and what was kept, with the plain answer."""
     for request in requests:
-        everything = [(request.text, p) for p in range(request.length)]
+        done = request.state.late_span[1] if request.state is not None else 0
+        parted = done > 0 and request.length < request.total  # and the last token waits to be computed again
+        everything = [(request.text, p) for p in range(request.length + parted)]
         kept: list[list[int]] = []
-        if request.pruned and request.length == request.total:
+        if done > 0:
             assert request.state is not None
             kept = kept_positions(world, request)
             assert [k.tolist() for k in request.state.kept if k is not None] == kept
@@ -306,4 +343,5 @@ def check(world: World, requests: list[Request]) -> None:
             elif not kept:
                 assert read is None  # in the middle of its prompt
             else:
-                assert read == [t for t in everything if t[1] in kept[level - 1] or t[1] >= request.prompt]
+                late = [t for t in everything if t[1] in kept[level - 1] or t[1] >= request.prompt]
+                assert read == (late[:done] if parted else late)

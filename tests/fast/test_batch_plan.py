@@ -53,6 +53,9 @@ def entries(draw: st.DrawFn, steps: int) -> list[Entry]:
         state = None
         if kind == "pruned":
             state = make_state(prompt, kept_counts(prompt, rates[:steps], WINDOW))
+            total = state.kept_counts[0] + max(0, end - prompt)
+            start = draw(st.integers(0, total - 1)) if steps == 1 else 0
+            state.late_span = (start, draw(st.integers(start + 1, total)) if steps == 1 else total)
         elif kind == "dense":
             state = RequestState.dense_request(RequestOptions(), prompt, "short")
         result.append(Entry(state, row, prefix, end - prefix, end == prompt + generated))
@@ -114,9 +117,9 @@ def test_every_level_of_a_prefill(steps: int, data: st.DataObject) -> None:
             assert state is not None and segment.state is state
             generated = entry.prefix + entry.extend - state.prompt_tokens
             assert segment.row == entry.row + level * STRIDE
-            # The late row is written from its beginning, whatever of the prompt was cached.
-            assert segment.prefix_len == 0
-            assert segment.rows == segment.seq_len == state.kept_counts[level - 1] + generated
+            # The late row is written from its beginning, whatever of the prompt was cached; one step's may be in parts.
+            start, end = state.late_span if level == 1 else (0, state.kept_counts[level - 1] + generated)
+            assert (segment.prefix_len, segment.seq_len) == (start, end) and segment.rows == end - start
     assert [s.request for s in made.pruned] == [i for i, e in enumerate(batch) if e.pruned]
     assert all(s in stock for s in made.pruned)
 
@@ -174,6 +177,7 @@ def test_a_mixed_batch_by_hand() -> None:
         Entry(make_state(30, (15, 7)), 3, 8, 10, False),  # mid-prompt
         Entry(make_state(16, (8, 4)), 4, 0, 19, True),  # resumed with 3 generated tokens
     ]
+    batch[0].state.late_span, batch[3].state.late_span = (0, 10), (0, 11)
     made = plan(batch, steps=2)
     assert made is not None
     compact = [[(s.request, s.start, s.end, s.row, s.prefix_len, s.seq_len) for s in level] for level in made.levels]

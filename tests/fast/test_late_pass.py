@@ -160,6 +160,63 @@ def test_chunks_in_the_middle_alone_reach_no_late_layer(steps: tuple[PruneStep, 
     assert kept(first) == kept(second) == []
 
 
+# --- a late prefill in several steps ---
+
+
+@pytest.mark.parametrize("late_rows", [1, 3, 7, 19])
+@pytest.mark.parametrize("hit", [0, 11], ids=["cold", "hit"])
+def test_parts_give_the_rows_of_a_whole(late_rows: int, hit: int) -> None:
+    world = World(ONE_STEP)
+    whole, parted = world.add(text=3, prompt=40), world.add(text=3, prompt=40)
+    out = prefill(world, whole)
+    read = {layer: world.read[layer][whole.row] for layer in range(LAYERS)}
+    if hit:
+        world.hit(parted, whole, hit)
+    steps, left = 0, 40 - hit
+    while parted.length < parted.total:
+        last = world.extend([(parted, left)], late_rows)[parted][-1]
+        check(world, [parted])
+        assert world.last is not None and world.last.plan.rows(1) <= late_rows
+        steps, left = steps + 1, 1
+    assert steps == -(-20 // late_rows) and torch.equal(last, out[-1])
+    assert kept(parted) == kept(whole) and {n: world.read[n][parted.row] for n in range(LAYERS)} == read
+    _generate(world, parted, 3)
+
+
+def test_parts_beside_other_requests() -> None:
+    world = World(ONE_STEP)
+    parted, dense, short = world.add(text=1, prompt=40), world.add(text=4, prompt=7, pruned=False), world.add(2, 9)
+    world.extend([(parted, 40)], late_rows=12)
+    world.extend([(parted, 1), (dense, 7), (short, 9)], late_rows=30)
+    check(world, [parted, dense, short])
+    world.decode([short, parted, dense])
+    check(world, [parted, dense, short])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_request_retracted_between_its_parts_starts_them_again_with_what_it_kept(parts: int) -> None:
+    world = World(ONE_STEP)
+    request = world.add(text=1, prompt=40)
+    world.extend([(request, 40)], late_rows=8)
+    if parts == 2:
+        world.extend([(request, 1)], late_rows=8)
+    before = kept(request)
+    resumed = world.retract(request)
+    assert resumed.state.late_span == (0, 0)
+    prefill(world, resumed)
+    assert kept(resumed) == before and world.agreed == []
+    _generate(world, resumed, 2)
+
+
+def test_two_prune_steps_are_never_parted() -> None:
+    # The second ranks all that the first kept.
+    world = World(TWO_STEPS)
+    request = world.add(text=1, prompt=40)
+    world.extend([(request, 40)], late_rows=3)
+    check(world, [request])
+    assert request.length == request.total
+
+
 # --- retraction ---
 
 
@@ -274,8 +331,12 @@ def test_random_schedules(steps: tuple[PruneStep, ...], seed: int) -> None:
                 length = rng.randint(1, left) if rng.random() < 0.5 else left
                 chunks.append((request, chunk_len(length, left, WINDOW) if request.pruned else length))
             chunks = [(r, n) for r, n in chunks if n]
+            late_rows = rng.choice([None, None, 1, 4, 11])
+            if late_rows is not None:  # only one prompt may end in a step that may part it
+                ending = [(r, n) for r, n in chunks if r.pruned and r.length + n == r.total]
+                chunks = [chunk for chunk in chunks if chunk not in ending[1:]]
             if any(r.pruned for r, _ in chunks):
-                world.extend(chunks)
+                world.extend(chunks, late_rows)
                 check(world, [r for r, _ in chunks])
         elif any(r.pruned for r in ready):
             batch = rng.sample(ready, len(ready))
@@ -286,7 +347,7 @@ def test_random_schedules(steps: tuple[PruneStep, ...], seed: int) -> None:
             live[index] = world.retract(live[index])
         if rng.random() < 0.15:
             world.release(live.pop(rng.randrange(len(live))))
-        assert world.slots.violations() == []
+        assert world.owned_twice() == []
     for request in live:
         world.release(request)
     assert world.slots.held == 0

@@ -1,0 +1,68 @@
+"""What fits the pool: a pruned request's output takes two slots a token, early and late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from claa_sglang.admission import max_new_tokens
+from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.requests import make_dense, pruned_state
+
+
+def check_decode_capacity(
+    original: Any,
+    self: Any,
+    *,
+    num_tokens: int,
+    tree_cache: Any,
+    requests: Any = None,
+    spec_algorithm: Any = None,
+) -> bool:
+    """AROUND: the next decode step takes a late slot more for every pruned request; too few lead to retraction."""
+    late = sum(pruned_state(req) is not None for req in requests or ())
+    return original(
+        self, num_tokens=num_tokens + late, tree_cache=tree_cache, requests=requests, spec_algorithm=spec_algorithm
+    )
+
+
+def limit_new_tokens(original: Any, self: Any, req: Any) -> Any:
+    """AROUND `init_req_max_new_tokens`, which cuts an output to what fits beside the prompt: pruned, it must fit twice.
+
+    An output of a given length that fits a dense request alone is not cut: the request runs dense. So does a prompt
+    that does not fit with its late slots. What does not fit dense either is stock's to refuse.
+    """
+    asked = req.sampling_params.max_new_tokens  # None: as many as fit
+    result = original(self, req)
+    state = pruned_state(req)
+    if state is None:
+        return result
+    params = req.sampling_params
+    capacity, limit = self.max_total_num_tokens, max_new_tokens(self.max_total_num_tokens, state)
+    if limit < 1 or (asked is not None and limit < params.max_new_tokens):
+        prompt = state.prompt_tokens + state.kept_counts[0]
+        need = prompt if limit < 1 else prompt + 2 * params.max_new_tokens
+        make_dense(req, f"needs {need} early and late KV slots of a pool of {capacity}")
+        return result
+    params.max_new_tokens = min(params.max_new_tokens, limit)
+    params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)
+    return result
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
+        ("self", "req"),
+        "around",
+        limit_new_tokens,
+        "scheduler",
+        "A generated token of a pruned request takes two slots.",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.check_decode_capacity",
+        ("self", "num_tokens", "tree_cache", "requests", "spec_algorithm"),
+        "around",
+        check_decode_capacity,
+        "scheduler",
+        "A shortage of late slots must retract, as any other shortage does.",
+    ),
+)

@@ -1,0 +1,58 @@
+"""A pruned prompt's last steps: the window is computed anew on a hit, and a long late prefill takes several steps.
+
+SGLang lets a request take several steps through its *chunks*. A late prefill that is longer than a chunk uses that: the
+step that runs the last tokens through the early layers ranks the prompt and computes a first part of the late layers.
+On record, its chunk ended one token earlier. So the request stays the one that SGLang keeps between chunks, its next
+step is the last token once more (the same early KV and boundary state, computed again) with the next part, and the step
+with the last part ends the prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.requests import pruned_state
+
+
+def reprefill_window(original: Any, self: Any, req: Any = None) -> int:
+    """AROUND: a pruned request recomputes at least its window, whose queries rank the prompt."""
+    tail = original(self, req)
+    return tail if pruned_state(req) is None else max(tail, self.claa_window)
+
+
+def withhold_last_token(self: Any, req: Any) -> None:
+    """BEFORE `Scheduler.stash_chunked_request`: a request whose late prefill goes on has its last token still to come.
+
+    Only a request that is unfinished comes here; one whose chunk reached its end has late rows to come.
+    """
+    if pruned_state(req) is None or req.extend_end < len(req.full_untruncated_fill_ids):
+        return
+    last = req.extend_end - 1
+    slot = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx, last : last + 1]
+    self.token_to_kv_pool_allocator.free(slot.to(torch.int64))
+    req.extend_end = req.kv.kv_allocated_len = req.kv.kv_committed_len = last
+    if not req.retracted_stain:
+        req.already_computed = last  # else the token would count as a cache hit, negatively
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.swa_reprefill_tail_tokens",
+        ("self", "req"),
+        "around",
+        reprefill_window,
+        "scheduler",
+        "A prefix hit must leave the window to be computed, whose queries rank the prompt.",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.stash_chunked_request",
+        ("self", "req"),
+        "before",
+        withhold_last_token,
+        "scheduler",
+        "A late prefill longer than a chunk takes several steps, so that no step is longer than a stock chunk.",
+    ),
+)
