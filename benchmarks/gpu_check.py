@@ -12,7 +12,6 @@ interleaved with stock and beside its bound, is not this script.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import sys
@@ -21,25 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from benchmarks import shapes
+
 TTFT_LENGTHS, DECODE_LENGTHS = (2048, 10240, 32768), (512, 16384, 32768)
 DENSE = {"enabled": False}
 
@@ -48,11 +30,9 @@ def main(kind: str, graphs: str, backend: str = "fa3") -> None:
     import sglang
 
     with tempfile.TemporaryDirectory() as home:
-        Path(home, "config.json").write_text(json.dumps(SHAPE))
         options: dict[str, Any] = {
-            "model_path": home,
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,
+            "model_path": str(shapes.write("llama-3.1-8b", Path(home))),
+            **shapes.RANDOM_WEIGHTS,
             "attention_backend": backend,
             "chunked_prefill_size": 8192,
             "mem_fraction_static": 0.8,

@@ -11,6 +11,7 @@ compiled once, kept in the user's cache under the hash of its source, and never 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -51,6 +52,15 @@ def cpu_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
         stub = build_stub(imported_driver_symbols())
         exports["LD_LIBRARY_PATH"] = ":".join([str(stub.parent), *search_path])
     return exports
+
+
+def enter_cpu_environment() -> None:
+    """Let this process import SGLang for its CPU engine, and its children inherit that. Raises CpuEnvError."""
+    environment = cpu_environment()
+    os.environ.update(environment)
+    if stub_dir := environment.get("LD_LIBRARY_PATH", "").split(":")[0]:
+        # The linker read LD_LIBRARY_PATH when this process started; what is loaded already, it finds by name.
+        ctypes.CDLL(str(Path(stub_dir, DRIVER)), mode=ctypes.RTLD_GLOBAL)
 
 
 def shell_exports(variables: Mapping[str, str]) -> str:

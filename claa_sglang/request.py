@@ -1,4 +1,4 @@
-"""What one request may ask of CLAA, read from `custom_params["claa"]`, and why a request runs dense.
+"""What one request may ask of CLAA, read from `custom_params["claa"]`.
 
 Host-side only: no torch, no SGLang. The values come from an untrusted HTTP body, so nothing here raises
 anything but RequestError, and nothing is coerced: `true` is not a number and `"0.4"` is not one either.
@@ -66,19 +66,6 @@ def parse_options(custom_params: object) -> RequestOptions:
         except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
             raise RequestError(f"custom_params.claa.{key}: got {_show(value)}, must be {text}") from error
     return RequestOptions(**values)
-
-
-def dense_reason(
-    options: RequestOptions, *, prompt_tokens: int, min_prompt_tokens: int, input_logprobs: bool
-) -> str | None:
-    """Why this request runs dense, for `meta_info["claa"]["reason"]`; None when it is to be pruned."""
-    if not options.enabled:
-        return "disabled by request"
-    if input_logprobs:
-        return "input logprobs need every row of the prompt in the late layers"
-    if prompt_tokens < min_prompt_tokens:
-        return f"prompt shorter than {min_prompt_tokens} tokens (--claa-min-prompt-tokens)"
-    return None
 
 
 def _allowed() -> str:

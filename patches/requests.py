@@ -7,12 +7,11 @@ request would read as KV. No `extra_key` that a client can send leads from one n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from claa_sglang.config import ClaaConfig
+from claa_sglang.dense_rules import Facts, dense_reason
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.request import RequestError, RequestOptions, dense_reason, parse_options
+from claa_sglang.request import RequestError, RequestOptions, parse_options
 from claa_sglang.state import RequestState
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
@@ -20,31 +19,6 @@ DENSE = f"{MARK}dense|"
 
 ABORTED = "aborted before it ran"
 INVALID = "the request's custom_params are invalid"
-SESSION = "sessions keep their KV beyond the request"
-
-# (reason, predicate on SGLang's TokenizedGenerateReqInput): what only the stock path serves.
-STOCK_ONLY: tuple[tuple[str, Callable[[Any], bool]], ...] = (
-    (
-        "input embeddings do not have token ids to share a prefix by",
-        lambda r: r.input_embeds is not None or r.positional_embed_overrides is not None,
-    ),
-    ("multimodal input", lambda r: r.mm_inputs is not None),
-    ("hidden states are returned for every prompt token", lambda r: bool(r.return_hidden_states)),
-    (
-        "routed experts or indexer choices are returned for every prompt token",
-        lambda r: bool(r.return_routed_experts or r.return_indexer_topk),
-    ),
-    (SESSION, lambda r: r.session_params is not None),
-    ("beam search copies KV between requests", lambda r: (r.sampling_params.beam_width or 1) > 1),
-    (
-        "score requests compare logprobs, and have no way to opt out",
-        lambda r: (
-            (r.token_ids_logprob is not None and r.sampling_params.max_new_tokens == 0)
-            or r.multi_item_delimiter_indices is not None
-            or r.token_indices_to_pool is not None
-        ),
-    ),
-)
 
 
 def pruned_state(req: Any) -> RequestState | None:
@@ -68,35 +42,6 @@ def client_key(key: str) -> str | None:
     return key.partition("|")[2] or None
 
 
-def wants_input_logprobs(recv_req: Any, prompt_tokens: int) -> bool:
-    """Whether logprobs of prompt tokens are asked for.
-
-    SGLang writes "none" as logprob_start_len -1, or the prompt's length; any other negative number means all.
-    """
-    start = recv_req.logprob_start_len
-    return bool(recv_req.return_logprob) and start != -1 and start < prompt_tokens
-
-
-def decide(options: RequestOptions, config: ClaaConfig, recv_req: Any, prompt_tokens: int) -> RequestState:
-    """Plan of a request of `prompt_tokens` tokens: pruned, or dense and why.
-
-    recv_req: SGLang's TokenizedGenerateReqInput; read only.
-    """
-    reason = dense_reason(
-        options,
-        prompt_tokens=prompt_tokens,
-        min_prompt_tokens=config.min_prompt_tokens,
-        input_logprobs=wants_input_logprobs(recv_req, prompt_tokens),
-    )
-    if reason is None:
-        reason = next((why for why, applies in STOCK_ONLY if applies(recv_req)), None)
-    if reason is None and prompt_tokens <= config.window:
-        reason = f"prompt of at most {config.window} tokens (--claa-window)"
-    if reason is None:
-        return RequestState.pruned_request(options, config, prompt_tokens)
-    return RequestState.dense_request(options, prompt_tokens, reason)
-
-
 def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs: Any) -> Any:
     """AFTER Scheduler._create_generation_req, also of sessions: sets `req.claa` and `req.extra_key`."""
     from claa_sglang.arguments import config_of
@@ -111,10 +56,11 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
         req.extra_key = dense_key(req.extra_key)
         req.set_finish_with_abort(str(error))
         return req
-    if recv_req.session_id is not None and scheduler.enable_session_radix_cache:
-        state = RequestState.dense_request(options, prompt_tokens, SESSION)
+    reason = dense_reason(Facts(options, config, recv_req, prompt_tokens, scheduler.enable_session_radix_cache))
+    if reason is None:
+        state = RequestState.pruned_request(options, config, prompt_tokens)
     else:
-        state = decide(options, config, recv_req, prompt_tokens)
+        state = RequestState.dense_request(options, prompt_tokens, reason)
     req.claa = state
     req.extra_key = pruned_key(req.extra_key, config.namespace) if state.pruned else dense_key(req.extra_key)
     return req

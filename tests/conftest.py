@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,13 +28,8 @@ HAS_GPU = has_gpu()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let SGLang be imported here and in child processes, whether or not cpu-env was evaluated before."""
-    if HAS_GPU:
-        return
-    environment = cpu_env.cpu_environment()
-    os.environ.update(environment)
-    if stub_dir := environment.get("LD_LIBRARY_PATH", "").split(":")[0]:
-        # The linker read LD_LIBRARY_PATH when this process started; what is loaded already, it finds by name.
-        ctypes.CDLL(str(Path(stub_dir, cpu_env.DRIVER)), mode=ctypes.RTLD_GLOBAL)
+    if not HAS_GPU:
+        cpu_env.enter_cpu_environment()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

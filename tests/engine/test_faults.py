@@ -6,12 +6,14 @@ raise while a file names it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS
+from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, check_idle
 from tests.engine_server import Server, second_plugin, server
 from tests.tiny_models import prompt
 
@@ -43,6 +45,8 @@ def register():
     faulty("report", report, "build_report")
 """
 LONG = prompt(200, seed=1)
+# With chunks of 64: a late prefill in one step; and in two, whose request is still the chunked one when it fails.
+KEEP = pytest.mark.parametrize("keep", [0.2, 0.6], ids=["one-part", "two-parts"])
 ENDED = {
     "scoring": "scoring its prompt",
     "ranking": "ranking its prompt",
@@ -65,61 +69,58 @@ def faulty_server(
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("faulty-plugin"), "claa_test_faulty", FAULTY_PLUGIN)
     env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **TINY_ENV}
-    flags = ("--enable-claa", "--claa-min-prompt-tokens", "100", "--claa-keep-rate", "0.4")
+    flags = ("--enable-claa", "--claa-min-prompt-tokens", "100", "--chunked-prefill-size", "64")
     with server(tiny_model("llama"), *flags, *TINY_FLAGS, env=env) as running:
         yield running
 
 
-def body(prompts: list[list[int]], *, dense: list[bool], new: int = 6) -> dict:
-    params = [
-        {"temperature": 0, "max_new_tokens": new, "ignore_eos": True}
-        | ({"custom_params": {"claa": {"enabled": False}}} if opted_out else {})
-        for opted_out in dense
-    ]
-    return {"input_ids": prompts, "sampling_params": params}
+def body(keep: float | None) -> dict:
+    """A request for LONG; `keep` None: opted out."""
+    claa = {"enabled": False} if keep is None else {"keep_rate": keep}
+    params = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True, "custom_params": {"claa": claa}}
+    return {"input_ids": LONG, "sampling_params": params}
 
 
 @pytest.fixture(scope="module")
-def healthy(faulty_server: Server) -> dict[str, list[int]]:
-    """Answers of the two kinds without any fault."""
-    answers = faulty_server.post("/generate", body([LONG, LONG], dense=[False, True])).json()
-    assert [a["meta_info"]["claa"]["pruned"] for a in answers] == [True, False]
-    return {"pruned": answers[0]["output_ids"], "dense": answers[1]["output_ids"]}
+def healthy(faulty_server: Server) -> dict[float | None, list[int]]:
+    """Answers of each kind without any fault."""
+    answers = {keep: faulty_server.post("/generate", body(keep)).json() for keep in (0.2, 0.6, None)}
+    assert [a["meta_info"]["claa"]["pruned"] for a in answers.values()] == [True, True, False]
+    return {keep: answer["output_ids"] for keep, answer in answers.items()}
 
 
+@KEEP
 @pytest.mark.parametrize("name", ENDED)
 def test_a_failure_ends_its_request_with_an_error(
-    name: str, faulty_server: Server, fault: Path, healthy: dict[str, list[int]]
+    name: str, keep: float, faulty_server: Server, fault: Path, healthy: dict[float | None, list[int]]
 ) -> None:
     faulty_server.flush()
     fault.write_text(name)
     try:
-        failed = faulty_server.post("/generate", body([LONG], dense=[False]))
+        failed = faulty_server.post("/generate", body(keep))
         assert failed.status_code == 500, failed.text
         assert f"CLAA failed while {ENDED[name]}: RuntimeError: planted {name}" in failed.text
     finally:
         fault.write_text("")
     # The server lives, nothing is held, and nothing wrong was left in the prefix cache.
-    again = faulty_server.generate(input_ids=LONG, sampling_params={"max_new_tokens": 6, "ignore_eos": True})
-    assert again["output_ids"] == healthy["pruned"]
-    assert faulty_server.get("/server_info").json()["claa"]["late_slots"]["held"] == 0
+    assert faulty_server.post("/generate", body(keep)).json()["output_ids"] == healthy[keep]
+    check_idle(faulty_server)
 
 
+@KEEP
 @pytest.mark.parametrize("name", ENDED)
 def test_dense_requests_of_the_same_batch_are_unharmed(
-    name: str, faulty_server: Server, fault: Path, healthy: dict[str, list[int]]
+    name: str, keep: float, faulty_server: Server, fault: Path, healthy: dict[float | None, list[int]]
 ) -> None:
-    import threading
-
     faulty_server.flush()
     fault.write_text(name)
-    answers: dict[str, object] = {}
+    answers: dict[int, requests.Response] = {}
 
-    def ask(key: str, opted_out: bool) -> None:
-        answers[key] = faulty_server.post("/generate", body([LONG], dense=[opted_out]))
+    def ask(index: int) -> None:
+        answers[index] = faulty_server.post("/generate", body(None if index % 2 == 0 else keep))
 
     try:
-        threads = [threading.Thread(target=ask, args=(f"{i}", i % 2 == 0)) for i in range(6)]
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -127,20 +128,20 @@ def test_dense_requests_of_the_same_batch_are_unharmed(
     finally:
         fault.write_text("")
     for i in range(6):
-        answer = answers[f"{i}"]
         if i % 2 == 0:
-            assert answer.json()[0]["output_ids"] == healthy["dense"]
+            assert answers[i].json()["output_ids"] == healthy[None]
         else:
-            assert answer.status_code == 500
+            assert answers[i].status_code == 500
+    check_idle(faulty_server)
 
 
 def test_a_report_that_fails_costs_the_report_alone(
-    faulty_server: Server, fault: Path, healthy: dict[str, list[int]]
+    faulty_server: Server, fault: Path, healthy: dict[float | None, list[int]]
 ) -> None:
     fault.write_text("report")
     try:
-        answer = faulty_server.generate(input_ids=LONG, sampling_params={"max_new_tokens": 6, "ignore_eos": True})
+        answer = faulty_server.post("/generate", body(0.2)).json()
     finally:
         fault.write_text("")
-    assert answer["output_ids"] == healthy["pruned"]
+    assert answer["output_ids"] == healthy[0.2]
     assert "planted report" in answer["meta_info"]["claa"]["error"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from claa_sglang.request import RequestError, RequestOptions, dense_reason, parse_options
+from claa_sglang.request import RequestError, RequestOptions, parse_options
 
 
 @pytest.mark.parametrize("custom_params", [None, {}, {"other": object()}, {"claa": {}}, {"claa": None}])
@@ -99,20 +99,3 @@ def test_a_hostile_repr_does_no_harm() -> None:
 
     with pytest.raises(RequestError, match="keep_rate"):
         parse_options({"claa": {"keep_rate": Hostile()}})
-
-
-@pytest.mark.parametrize(
-    ("options", "tokens", "logprobs", "reason"),
-    [
-        (RequestOptions(), 1024, False, None),
-        (RequestOptions(keep_rate=0.4), 5000, False, None),
-        (RequestOptions(), 1023, False, "prompt shorter than 1024 tokens (--claa-min-prompt-tokens)"),
-        (RequestOptions(enabled=False), 5000, False, "disabled by request"),
-        (RequestOptions(enabled=False), 5, True, "disabled by request"),
-        (RequestOptions(), 5000, True, "input logprobs need every row of the prompt in the late layers"),
-        (RequestOptions(), 5, True, "input logprobs need every row of the prompt in the late layers"),
-    ],
-)
-def test_dense_reason(options: RequestOptions, tokens: int, logprobs: bool, reason: str | None) -> None:
-    got = dense_reason(options, prompt_tokens=tokens, min_prompt_tokens=1024, input_logprobs=logprobs)
-    assert got == reason
