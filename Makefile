@@ -24,8 +24,9 @@ demo: $(STAMP) model ## one long prompt, pruned and dense, and a follow-up quest
 
 test: test-fast test-engine ## all tests: the fast ones first, then those that start SGLang
 
+# The property test of the slots runs thousands of schedules here, and a hundred when it is run by hand.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not engine"
+	CLAA_TEST_SCHEDULES=2000 $(BIN)/python -m pytest -m "not engine"
 
 test-engine: $(STAMP) model
 	$(BIN)/python -m pytest -m engine

@@ -17,12 +17,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import shapes
 
 TTFT_LENGTHS, DECODE_LENGTHS = (2048, 10240, 32768), (512, 16384, 32768)
+PARTED = (20_000, 9000, 26_001)  # at keep rates 1 and 0.6 and chunks of 8,192
 DENSE = {"enabled": False}
 
 
@@ -70,17 +72,23 @@ def main(kind: str, graphs: str, backend: str = "fa3") -> None:
 
 def compare(engine: Any) -> None:
     """Equal tokens, of 48 per request: keep rate 1 and dense; mixed batch and each kind alone."""
-    prompts = [fresh(3000 + 37 * i) for i in range(5)]
+    for what, lengths in (("within a chunk", range(3000, 3185, 37)), ("late prefills of several parts", PARTED)):
+        print(what, list(lengths))
+        compare_lengths(engine, lengths)
+    print("late slots:", engine.get_server_info()["claa"]["late_slots"], flush=True)
+
+
+def compare_lengths(engine: Any, lengths: Iterable[int]) -> None:
+    prompts = [fresh(length) for length in lengths]
     tokens = {
         name: [a["output_ids"] for a in ask(engine, prompts, 48, claa)[1]]
-        for name, claa in (("dense", DENSE), ("all", {"keep_rate": 1.0}), ("pruned", {"keep_rate": 0.3}))
+        for name, claa in (("dense", DENSE), ("all", {"keep_rate": 1.0}), ("pruned", {"keep_rate": 0.6}))
     }
-    kinds = ["pruned" if i % 2 == 0 else "dense" for i in range(5)]
-    params = [sampling(48, DENSE if kind == "dense" else {"keep_rate": 0.3}) for kind in kinds]
+    kinds = ["pruned" if i % 2 == 0 else "dense" for i in range(len(prompts))]
+    params = [sampling(48, DENSE if kind == "dense" else {"keep_rate": 0.6}) for kind in kinds]
     mixed = [a["output_ids"] for a in engine.generate(input_ids=prompts, sampling_params=params)]
     print("keep 1 = dense:", [equal(a, b) for a, b in zip(tokens["all"], tokens["dense"], strict=True)])
     print("mixed = alone:", [equal(m, tokens[kind][i]) for i, (m, kind) in enumerate(zip(mixed, kinds, strict=True))])
-    print("late slots:", engine.get_server_info()["claa"]["late_slots"], flush=True)
 
 
 def sampling(new: int, claa: Any) -> dict[str, Any]:

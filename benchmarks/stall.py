@@ -147,7 +147,7 @@ async def longest_gap(engine: Any, rng: random.Random, prompt: list[int], keep_r
         raise RuntimeError(f"not the request that was to be measured: {answer['meta_info']}")
     done.set()
     await asyncio.gather(*decoding)
-    engine.abort_request(abort_all=True)
+    engine.tokenizer_manager.abort_request(abort_all=True)
     during = [t for t in times[0] if start <= t <= end]
     points = [start, *during, end]
     return max(after - before for before, after in zip(points, points[1:], strict=False))

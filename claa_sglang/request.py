@@ -68,8 +68,13 @@ def parse_options(custom_params: object) -> RequestOptions:
     return RequestOptions(**values)
 
 
+def allowed_keys() -> dict[str, str]:
+    """Every key of `custom_params["claa"]`, and what it may be, in words."""
+    return {key: text for key, (_, text) in _KEYS.items()}
+
+
 def _allowed() -> str:
-    return "Allowed keys: " + "; ".join(f"{key} ({text})" for key, (_, text) in _KEYS.items())
+    return "Allowed keys: " + "; ".join(f"{key} ({text})" for key, text in allowed_keys().items())
 
 
 def _show(value: object) -> str:

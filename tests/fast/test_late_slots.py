@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,6 +22,7 @@ from claa_sglang.state import RequestState
 
 ROWS, WIDTH, WINDOW = 4, 48, 2
 RATES = (0.5, 0.2)
+SCHEDULES = int(os.environ.get("CLAA_TEST_SCHEDULES", 100))  # `make test` asks for thousands
 
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
@@ -79,7 +81,8 @@ class Request:
 
 
 class LateSlotsMachine(RuleBasedStateMachine):
-    """Requests come, are prefilled in chunks, decode, finish into a tree, are retracted and resume, and are flushed."""
+    """Requests come, are prefilled in chunks and parts, decode, finish into a tree or are aborted at any time, are
+    retracted and resume, and are flushed."""
 
     @initialize(steps=st.integers(1, 2), size=st.integers(24, 70), need_sort=st.booleans())
     def start(self, steps: int, size: int, need_sort: bool) -> None:
@@ -180,6 +183,17 @@ class LateSlotsMachine(RuleBasedStateMachine):
             for row in rows:
                 self.live[row].generated += 1
 
+    @rule(data=st.data())
+    def withhold_last_token(self, data: st.DataObject) -> None:
+        """The late prefill goes on in another step: the last token's slot is given back, and taken again then."""
+        rows = [r for r in self.some(data, prefilled=True) if self.live[r].state is not None and self.steps == 1]
+        for row in rows:
+            request = self.live[row]
+            if request.generated and len(request.stock) > request.prompt:
+                continue  # it decodes
+            self.allocator.free(torch.tensor([request.stock.pop()], dtype=torch.int64))
+            request.prefilled = False
+
     def release(self, row: int) -> Request:
         self.pool.free_rows([row])
         return self.live.pop(row)
@@ -251,7 +265,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
 TestSchedules = LateSlotsMachine.TestCase
 TestSchedules.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=SCHEDULES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
