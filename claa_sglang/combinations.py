@@ -51,7 +51,7 @@ WORKS: tuple[Works, ...] = (
         f"{_COMBINED}::test_extra_key_and_cache_salt",
         "as in stock, within the namespace of pruned requests",
     ),
-    Works("chat and completions routes", f"{_COMBINED}::test_completions_with_penalties_logprobs_and_stop"),
+    Works("chat and completions routes", f"{_COMBINED}::test_completions_with_penalties_and_logprobs"),
     Works("pausing, and updating weights", "test_weight_updates.py::test_requests_go_on_after_a_pause"),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(

@@ -24,6 +24,9 @@ PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 DEFAULT_KEEP_RATE = 0.2
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
+MIN_RATE = 1e-300  # a profile's later rates are not scaled below it
+MAX_PROFILE_BYTES = 1 << 20  # a profile has about a thousand; more is another kind of file
+MAX_QUOTED = 400  # characters of a profile that an error quotes
 
 # field of ClaaFlags -> what may be written, with unit, range and default; --help and the errors share it.
 HELP: dict[str, str] = {
@@ -101,8 +104,8 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         scale = current / self.steps[0].keep_rate
         steps = [msgspec.structs.replace(self.steps[0], keep_rate=current)]
         for step in self.steps[1:]:
-            # Rounding must not make two rates equal: they descend.
-            current = min(step.keep_rate * scale, math.nextafter(current, 0.0))
+            # Rounding must not make two rates equal, or one 0: they descend, all above 0.
+            current = min(max(step.keep_rate * scale, MIN_RATE), math.nextafter(current, 0.0))
             steps.append(msgspec.structs.replace(step, keep_rate=current))
         return msgspec.structs.replace(self, steps=tuple(steps))
 
@@ -126,7 +129,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
 class ProfileModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The model a profile was measured on. Layers mean nothing in a model of another depth."""
 
-    num_layers: Annotated[int, Meta(ge=2)]
+    num_layers: Annotated[int, Meta(ge=2, le=10_000)]
     name: str = ""
     architecture: str = ""
 
@@ -183,7 +186,11 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
         if flags.keep_rate is not None:
             config = config.with_keep_rate(_checked("keep_rate", flags.keep_rate, KeepRate))
     except msgspec.ValidationError as error:
-        origin = f" (values not given as flags come from --claa-profile {flags.profile})" if profile else ""
+        origin = (
+            f" (values not given as flags come from --claa-profile {flags.profile}: correct it, or leave it out)"
+            if profile
+            else ""
+        )
         raise ConfigError(f"{error}{origin}") from error
     return config
 
@@ -191,25 +198,37 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
 def load_profile(path: str, num_layers: int) -> Profile:
     """Read and validate a profile file. Raises ConfigError naming the file and what to do."""
     try:
-        text = Path(path).read_bytes()
+        text = _read_file(path)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"--claa-profile {path}: cannot be read: {error}. Give the path of a readable profile file"
+            f"--claa-profile {path}: cannot be read: {_short(error)}. Give the path of a readable profile file"
         ) from error
     try:
         profile = msgspec.json.decode(text, type=Profile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
-            f"--claa-profile {path}: not a profile: {error}. Write it again (a calibration does), or give "
+            f"--claa-profile {path}: not a profile: {_short(error)}. Write it again (a calibration does), or give "
             "the values as flags without --claa-profile"
         ) from error
     if profile.model.num_layers != num_layers:
         raise ConfigError(
             f"--claa-profile {path}: made for a model of {profile.model.num_layers} layers"
-            f"{f' ({profile.model.name})' if profile.model.name else ''}, this model has {num_layers}. "
+            f"{f' ({_short(profile.model.name)})' if profile.model.name else ''}, this model has {num_layers}. "
             "Use the profile of this model, or none."
         )
     return profile
+
+
+def _read_file(path: str) -> bytes:
+    """The bytes of a file of at most MAX_PROFILE_BYTES. Raises OSError, ValueError or TypeError, and never waits."""
+    str(path).encode()  # /server_info shows it as JSON, which has no surrogates
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError("it is not a file")  # opening a pipe would wait for its writer
+    with open(path, "rb") as file:
+        content = file.read(MAX_PROFILE_BYTES + 1)
+    if len(content) > MAX_PROFILE_BYTES:
+        raise ValueError(f"it is larger than {MAX_PROFILE_BYTES:,} bytes, which no profile is")
+    return content
 
 
 def _check_step(step: PruneStep, previous: PruneStep | None, num_layers: int) -> None:
@@ -246,6 +265,13 @@ def _given(record: msgspec.Struct | None, names: tuple[str, ...]) -> dict[str, A
     """Those of the named values that a profile record gives."""
     values = {} if record is None else {name: getattr(record, name) for name in names}
     return {name: value for name, value in values.items() if value is not UNSET}
+
+
+def _short(text: object) -> str:
+    """`text` on one line of bounded length, as it can be printed: an error may quote much of a file."""
+    line = str(text)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:MAX_QUOTED])
+    return shown if len(line) <= MAX_QUOTED else f"{shown} [cut]"
 
 
 def _flag(name: str) -> str:
@@ -287,4 +313,4 @@ def _parse_score_layers(text: object, prune_layer: int) -> tuple[int, ...]:
 
 
 def _listed(layers: tuple[int, ...] | list[int]) -> str:
-    return ",".join(map(str, layers)) + ("," if len(layers) == 1 else "")
+    return _short(",".join(map(str, layers)) + ("," if len(layers) == 1 else ""))

@@ -14,8 +14,8 @@ from claa_sglang.report import KEY
 from claa_sglang.request import RequestError, parse_options
 
 
-def check_request(manager: Any, obj: Any, _input_ids: Any) -> None:
-    """BEFORE TokenizerManager._validate_one_request: raises RequestError, a ValueError, which becomes a 400.
+def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
+    """BEFORE TokenizerManager._validate_one_request: raises a ValueError, such as RequestError, which becomes a 400.
 
     obj: one request (SGLang splits batches first). Its sampling parameters are merged with the server's
     preferred ones, as SGLang merges them later.
@@ -24,6 +24,29 @@ def check_request(manager: Any, obj: Any, _input_ids: Any) -> None:
     if isinstance(params, Mapping):
         merged = {**(manager.preferred_sampling_params or {}), **params}
         parse_options(merged.get("custom_params"))
+    check_prompt(manager, obj, input_ids)
+
+
+def check_prompt(manager: Any, obj: Any, input_ids: Any) -> None:
+    """Raises ValueError for a prompt that would stop the scheduler, and with it everybody's requests.
+
+    SGLang 0.5.23 lets two kinds through that its models cannot embed: no token at all, unless it is the only
+    prompt of its body, and ids outside the vocabulary.
+    """
+    if input_ids is None or obj.input_embeds is not None:
+        return
+    vocab_size = manager.model_config.vocab_size
+    try:
+        size = len(input_ids)
+        # A tokenizer's ids need no check.
+        ends = (min(input_ids), max(input_ids)) if size and obj.input_ids is not None else ()
+        wrong = [token_id for token_id in ends if not 0 <= token_id < vocab_size]
+    except TypeError as error:  # ids in place of prompts, or prompts in place of ids
+        raise ValueError("input_ids: give one list of token ids for each prompt") from error
+    if not size and not getattr(obj, "session_params", None):  # a session's history may be the prompt
+        raise ValueError("the prompt is empty: give at least one token")
+    if wrong:
+        raise ValueError(f"input_ids: {wrong[0]} is no token of this model: its ids are 0 to {vocab_size - 1}")
 
 
 def check_generate_body(error: str | None, body: Any) -> str | None:
@@ -71,7 +94,7 @@ HOOKS: tuple[Hook, ...] = (
         kind="before",
         fn=check_request,
         process="server",
-        reason='custom_params["claa"] is checked where SGLang checks a request, so a bad one is an HTTP 400',
+        reason='custom_params["claa"] and the prompt are checked where SGLang checks a request, for an HTTP 400',
     ),
     Hook(
         target="sglang.srt.entrypoints.api_contract.generate_contract_error",

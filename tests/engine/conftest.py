@@ -9,12 +9,19 @@ import pytest
 
 pytest.register_assert_rewrite("tests.answers")  # before it is imported: failures say what differed
 
+from tests import byte_tokenizer  # noqa: E402
 from tests.answers import STRICT, TINY_ENV, TINY_FLAGS  # noqa: E402
 from tests.engine_server import Server, server  # noqa: E402
 from tests.reference_model import ReferenceModel  # noqa: E402
 
 CLAA_FLAGS = ("--enable-claa", "--claa-min-prompt-tokens", "0")
 SHARED_CHUNK = 256
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny llama with a byte tokenizer: for texts, stop strings and grammars."""
+    return byte_tokenizer.add(tiny_model("llama"), tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

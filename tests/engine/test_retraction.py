@@ -1,4 +1,4 @@
-"""Retractions, aborts and disconnects: the same answers, and every slot comes back.
+"""Retractions: the same answers, and every slot comes back.
 
 SGLANG_TEST_RETRACT retracts running requests every few steps, on top of a pool too small for all of them. Strict
 accounting runs in every step: whatever is not accounted for stops the server.
@@ -6,19 +6,16 @@ accounting runs in every step: whatever is not accounted for stops the server.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask, ask, ask_together, check, check_idle
+from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
+from tests.in_flight import Sent, wait_for
 from tests.reference_model import ReferenceModel
 
 pytestmark = pytest.mark.engine
@@ -63,76 +60,19 @@ def test_retracted_requests_give_the_answers_they_give_undisturbed(
     check_idle(retracting)
 
 
-def long_request(running: Server, index: int, stream: bool = False) -> requests.Response:
-    """A request that would run for minutes, pruned or dense, with a shared prefix."""
-    asked = Ask(PREFIX + tiny_models.prompt(100 + index, seed=100 + index), None if index % 3 == 2 else 0.3, 900)
-    body = {"input_ids": asked.prompt, "sampling_params": asked.params(), "rid": f"long-{index}", "stream": stream}
-    return requests.post(f"{running.url}/generate", json=body, stream=stream, timeout=300)
-
-
-def test_aborts_leave_nothing(retracting: Server, llama_reference: ReferenceModel) -> None:
-    """Some while they run, some while they wait, the rest all at once."""
-    reasons: dict[int, Any] = {}
-
-    def run(index: int) -> None:
-        reasons[index] = long_request(retracting, index).json()["meta_info"]["finish_reason"]["type"]
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.0)
+def test_aborts_of_retracted_requests_leave_nothing(retracting: Server, llama_reference: ReferenceModel) -> None:
+    """They wait with the positions they kept and the tokens they generated, and hold nothing already."""
+    mark = len(retracting.log())
+    endless = [
+        Ask(PREFIX + tiny_models.prompt(100 + i, seed=100 + i), None if i % 3 == 2 else 0.3, 900) for i in range(8)
+    ]
+    sent = [Sent(retracting, asked, f"endless-{i}") for i, asked in enumerate(endless)]
+    wait_for(lambda: retracting.log()[mark:].count("Testing retraction") > 3, "requests were retracted")
     for index in (0, 7, 3, 2):
-        retracting.post("/abort_request", {"rid": f"long-{index}"})
-        time.sleep(0.2)
+        retracting.post("/abort_request", {"rid": sent[index].rid})
     retracting.post("/abort_request", {"abort_all": True})
-    for thread in threads:
-        thread.join()
-    assert set(reasons.values()) == {"abort"} and len(reasons) == 8
-    check_idle(retracting)
-    check_all(retracting, llama_reference)
-
-
-def test_disconnects_leave_nothing(retracting: Server, llama_reference: ReferenceModel) -> None:
-    for index in range(4):
-        with long_request(retracting, index, stream=True) as response:
-            next(response.iter_lines())
-    deadline = time.monotonic() + 60
-    while retracting.get("/server_info").json()["claa"]["late_slots"]["held"] and time.monotonic() < deadline:
-        time.sleep(0.5)
-    check_idle(retracting)
-    check_all(retracting, llama_reference)
-
-
-def test_a_flush_while_requests_run_changes_nothing(retracting: Server, llama_reference: ReferenceModel) -> None:
-    """SGLang refuses it, and the requests go on."""
-    done = threading.Event()
-    codes = []
-
-    def flush() -> None:
-        while not done.is_set():
-            codes.append(retracting.post("/flush_cache").status_code)
-            time.sleep(0.1)
-
-    thread = threading.Thread(target=flush)
-    thread.start()
-    try:
-        check_all(retracting, llama_reference)
-    finally:
-        done.set()
-        thread.join()
-    assert len(codes) > 3
-    check_idle(retracting)
-
-
-def test_what_can_never_fit_is_cut_or_refused_and_the_server_lives(
-    retracting: Server, llama_reference: ReferenceModel
-) -> None:
-    """Dense, this prompt fits the pool; with its late slots it does not leave room for the tokens asked for."""
-    prompt = tiny_models.prompt(1600, seed=120)
-    answer = ask(retracting, Ask(prompt, keep=0.8, new=500))
-    assert 0 < len(answer.tokens) < 500
-    check(answer, llama_reference.pruned(prompt, answer.tokens, 0.8))
-    body = {"input_ids": tiny_models.prompt(2500, seed=121), "sampling_params": Ask([], 0.9, 4).params()}
-    retracting.post("/generate", body)  # either way: answered
+    for one in sent:
+        status, body = one.answer()
+        assert status == 200 and body["meta_info"]["finish_reason"]["type"] == "abort", body
     check_idle(retracting)
     check_all(retracting, llama_reference)

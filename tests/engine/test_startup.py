@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import claa_sglang
 from claa_sglang.cpu_env import cpu_environment
 from claa_sglang.patches import hooks
 from tests import engine_server
@@ -116,6 +117,25 @@ def test_refusals_come_together_at_once_and_without_a_traceback(model: Path) -> 
 def test_a_flag_without_enable_claa_is_refused(model: Path) -> None:
     log = start_failure(model, NO_TOKENIZER, "--claa-keep-rate", "0.3")
     assert "--claa-keep-rate given without --enable-claa: add --enable-claa" in log and "Traceback" not in log
+
+
+PROFILE = Path(claa_sglang.__file__).parent / "profiles" / "smollm2-135m-instruct.json"
+BAD_PROFILES = {
+    "truncated": (PROFILE.read_bytes()[:-20], "not a profile", "Write it again"),
+    "another depth": (PROFILE.read_bytes(), "30 layers (SmolLM2-135M-Instruct), this model has 8", "or none"),
+    "not text": (b'{"version": 1, "model": {"num_layers": 8, "name": "\xff"}}', "not a profile", "Write it again"),
+}
+
+
+@pytest.mark.parametrize(("content", "says", "remedy"), BAD_PROFILES.values(), ids=BAD_PROFILES)
+def test_a_bad_profile_is_refused_with_its_file_and_a_remedy(
+    model: Path, tmp_path: Path, content: bytes, says: str, remedy: str
+) -> None:
+    (file := tmp_path / "profile.json").write_bytes(content)
+    log = start_failure(model, NO_TOKENIZER, "--enable-claa", "--claa-profile", str(file))
+    for word in (f"--claa-profile {file}: ", says, remedy):
+        assert word in log
+    assert "Traceback" not in log and "Load weight begin" not in log
 
 
 def test_without_the_plugin_the_flag_is_unknown(model: Path) -> None:

@@ -174,9 +174,9 @@ def test_preferred_sampling_params_count_unless_the_request_has_its_own() -> Non
     manager = TokenizerManager.__new__(TokenizerManager)
     manager.preferred_sampling_params = {"custom_params": {KEY: {"keep_rate": 7}}}
     with pytest.raises(RequestError, match="keep_rate"):
-        tokenizer.check_request(manager, GenerateReqInput(sampling_params={}), [])
+        tokenizer.check_request(manager, GenerateReqInput(sampling_params={}), None)
     own = {"custom_params": {KEY: {"keep_rate": 0.7}, "another_processor": {"x": 1}}}
-    tokenizer.check_request(manager, GenerateReqInput(sampling_params=own), [])
+    tokenizer.check_request(manager, GenerateReqInput(sampling_params=own), None)
 
 
 # --- OpenAI ---
