@@ -37,6 +37,7 @@ from claa_sglang.cpu_env import enter_cpu_environment
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1.5
 DECODING, DECODING_PROMPT = 4, 256  # requests that are held up, and the tokens of their prompts
+CASE_SECONDS = 600
 STEADY = 4  # tokens each of them has streamed before the long prompt arrives
 
 
@@ -99,9 +100,11 @@ def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.E
         options |= {"mem_fraction_static": 0.4}
     engines = []
     for extra in ({}, {"enable_claa": True, "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
+        started = time.perf_counter()
         engine = sglang.Engine(**options, **extra)
         stack.callback(engine.shutdown)
         engines.append(engine)
+        print(f"engine {len(engines)} of 2 started in {time.perf_counter() - started:.0f} s", flush=True)
     return engines[0], engines[1]
 
 
@@ -113,11 +116,10 @@ def measure(stock: Any, claa: Any, args: argparse.Namespace) -> dict[str, list[f
     for index in range(args.rounds + 1):
         prompt = tokens(rng, args.prompt_tokens)
         for name, engine, rate in cases if index % 2 else cases[::-1]:
-            gap = engine.loop.run_until_complete(longest_gap(engine, rng, prompt, rate))
-            engine.flush_cache()
+            gap = engine.loop.run_until_complete(asyncio.wait_for(longest_gap(engine, rng, prompt, rate), CASE_SECONDS))
+            print(f"round {index} of {args.rounds}, {name}: {1000 * gap:.1f} ms", flush=True)
             if index:
                 gaps[name].append(gap)
-        print(f"round {index} of {args.rounds}", flush=True)
     return dict(gaps)
 
 
@@ -137,6 +139,9 @@ async def longest_gap(engine: Any, rng: random.Random, prompt: list[int], keep_r
     decoding = [asyncio.create_task(decode(stream)) for stream in times]
     while min(len(stream) for stream in times) < STEADY:
         await asyncio.sleep(0.005)
+        for task in decoding:
+            if task.done():
+                task.result()  # an error; otherwise they go on for longer than this
     params: dict[str, Any] = {"max_new_tokens": 1, "ignore_eos": True}
     if keep_rate is not None:
         params["custom_params"] = {"claa": {"keep_rate": keep_rate}}
@@ -148,6 +153,8 @@ async def longest_gap(engine: Any, rng: random.Random, prompt: list[int], keep_r
     done.set()
     await asyncio.gather(*decoding)
     engine.tokenizer_manager.abort_request(abort_all=True)
+    while not (await engine.tokenizer_manager.flush_cache()).success:
+        await asyncio.sleep(0.05)  # until the aborted ones are gone
     during = [t for t in times[0] if start <= t <= end]
     points = [start, *during, end]
     return max(after - before for before, after in zip(points, points[1:], strict=False))

@@ -3,13 +3,13 @@
 Eight layers, four heads, two KV heads of 16, hidden size 64, 512 tokens of vocabulary, float32, seeded.
 The weights are drawn wide enough that attention is peaked and every layer changes the answer; norms and
 biases are random too, or a hook that skips one would go unnoticed. There is no tokenizer: serve them with
-`--skip-tokenizer-init` and send `input_ids`.
+`--skip-tokenizer-init` and send `input_ids`; or take `build_with_tokenizer`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ CURRENT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 RESIDUAL_FAMILIES = ("granite", "gemma")
 FAMILIES = (*CURRENT_FAMILIES, *RESIDUAL_FAMILIES)
 
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SHAPE: dict[str, Any] = {
     "num_hidden_layers": NUM_LAYERS,
     "hidden_size": 64,
@@ -50,20 +51,41 @@ def build(family: str, home: Path, seed: int = 0) -> Path:
     if directory.is_dir():
         return directory
 
+    # Families of one architecture must not share their weights.
+    return _save(make(), directory, seed=1000 * seed + FAMILIES.index(family))
+
+
+def build_with_tokenizer(home: Path, tokenizer_from: Path) -> Path:
+    """As `build` for a llama, with the tokenizer and chat template of the model in `tokenizer_from`.
+
+    Its vocabulary is as large as that tokenizer's, so that text can be sent and comes back.
+    """
+    import json
+
+    directory = home / f"tiny-llama-{tokenizer_from.name}"
+    if directory.is_dir():
+        return directory
+    vocabulary = json.loads((tokenizer_from / "config.json").read_text())["vocab_size"]
+    return _save(_llama(vocab_size=vocabulary), directory, seed=0, extra=[tokenizer_from / name for name in _TOKENIZER])
+
+
+def _save(config: Any, directory: Path, *, seed: int, extra: Sequence[Path] = ()) -> Path:
+    """Draw the weights and write the model to `directory`, with copies of the files `extra`; whole or not at all."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    temp = home / f".{directory.name}"
+    temp = directory.with_name(f".{directory.name}")
     shutil.rmtree(temp, ignore_errors=True)
     with torch.random.fork_rng(devices=[]):
-        # Families of one architecture must not share their weights.
-        torch.manual_seed(1000 * seed + FAMILIES.index(family))
-        model = AutoModelForCausalLM.from_config(make(), dtype=torch.float32)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(temp)
+    for file in extra:
+        shutil.copy(file, temp)
     temp.rename(directory)
     return directory
 
@@ -76,10 +98,10 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return [source.randrange(VOCAB_SIZE) for _ in range(length)]
 
 
-def _llama() -> Any:
+def _llama(**changed: Any) -> Any:
     from transformers import LlamaConfig
 
-    return LlamaConfig(**_SHAPE)
+    return LlamaConfig(**{**_SHAPE, **changed})
 
 
 def _mistral() -> Any:

@@ -1,0 +1,188 @@
+"""Whether load changes an answer: 510 requests, retracted, aborted, short of memory; then each of them alone.
+
+    python -m benchmarks.load [--quick] [--model tiny] [--out benchmarks/results/load.json]
+
+A pruned server with too small a pool, forced retractions and strict accounting in every step (`benchmarks.traffic`)
+gets shared prefixes as text and random prompts as token ids from SGLang's own benchmark client, up to 32 at a time; a
+seeded 5 % of them hang up or are aborted. Prompts lie on both sides of the pruning threshold. Then every request that
+was answered in full is sent again, alone and with an empty prefix cache, and has to get the same tokens and keep the
+same positions. Everything is float32, so equal means equal. Two tokens whose log probabilities differ by less than 1e-4
+may swap, as sums of other batches round otherwise, and so may two positions that rank within 1e-4: such a swap is
+counted apart, with its margin.
+
+The exit status is 1 unless nothing failed, nothing differed, no slot was left behind, and retractions, aborts, pruned
+and dense requests were all there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.traffic import MODELS, Call, Client, leaks, pressed_server, provenance, retractions
+from tests.engine_server import Server
+
+RESULT = Path(__file__).resolve().parent / "results" / "load.json"
+TIE = 1e-4  # largest difference of two log probabilities that rounding may swap
+GROUPS = 8
+CHOICES = 100  # log probabilities asked for where an answer differs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="claa-load-") as temp, pressed_server(args.model, Path(temp)) as running:
+        client = Client(running, Path(temp, "client.log"), args.seed)
+        measured = measure(running, client, args.requests)
+        if measured["failures"]:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.with_suffix(".server.log").write_text(running.log())
+    measured["seconds"]["whole run"] = round(time.perf_counter() - began, 1)
+    show(measured)
+    record = {**provenance("benchmarks.load", argv), "model": args.model, "seed": args.seed, **measured}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    return int(bool(measured["failures"]))
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=510, help="in all (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="120 requests")
+    parser.add_argument("--model", default=MODELS[0], choices=MODELS, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=RESULT, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.requests = 120
+    return args
+
+
+def measure(running: Server, client: Client, requests: int) -> dict[str, Any]:
+    """Load, then each request alone. `failures` of the result says in words what is wrong, if anything is."""
+    seconds = {}
+    began = time.perf_counter()
+    calls = send(client, requests)
+    seconds["load"] = round(time.perf_counter() - began, 1)
+    leaked = leaks(running)
+    began = time.perf_counter()
+    complete = [call for call in calls if call.complete]
+    differences = alone(running, complete) if running.process.poll() is None else []
+    seconds["alone"] = round(time.perf_counter() - began, 1)
+    leaked = leaked or leaks(running)
+    kinds = Counter("pruned" if call.report.get("pruned") else "dense" for call in complete)
+    aborted = Counter(call.abort for call in calls if call.abort and not call.complete)
+    errors = [f"{call.rid}: {call.wrong.strip()[-500:]}" for call in calls if call.wrong]
+    ties = [difference for difference in differences if difference["tie"]]
+    counts = {
+        "requests": len(calls),
+        "answered": len(complete),
+        "answered, pruned": kinds["pruned"],
+        "answered, dense": kinds["dense"],
+        **{f"given up: {how}": count for how, count in sorted(aborted.items())},
+        "errors": len(errors),
+        "identical alone": len(complete) - len(differences),
+        "near-ties": len(ties),
+        "different alone": len(differences) - len(ties),
+        **{f"retracted: {why}": count for why, count in retractions(running.log()).items()},
+    }
+    failures = [*errors, *(str(difference) for difference in differences if not difference["tie"])]
+    failures += [f"left behind: {leaked}"] if leaked else []
+    needed = {"answered, pruned", "answered, dense", "retracted: forced", "identical alone"}
+    failures += [f"nothing was shown: {name} is 0" for name in sorted(needed) if not counts[name]]
+    failures += [] if aborted else ["nothing was shown: no request was given up"]
+    return {"counts": counts, "seconds": seconds, "differences": differences, "failures": failures}
+
+
+def send(client: Client, requests: int) -> list[Call]:
+    """Shared prefixes, then random prompts, with SGLang's client."""
+    shared = max(1, round(0.55 * requests / GROUPS))
+    calls = client.run(
+        *("--dataset-name", "generated-shared-prefix", "--gsp-num-groups", str(GROUPS)),
+        *("--gsp-prompts-per-group", str(shared), "--gsp-system-prompt-len", "300", "--gsp-question-len", "80"),
+        *("--gsp-output-len", "40", "--gsp-range-ratio", "0.4"),
+    )
+    return calls + client.run(
+        *("--dataset-name", "random-ids", "--tokenize-prompt", "--num-prompts", str(requests - GROUPS * shared)),
+        *("--random-input-len", "600", "--random-output-len", "48", "--random-range-ratio", "0.1"),
+    )
+
+
+# --- each request alone ---
+
+
+def alone(running: Server, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """What differs from the answers in `calls` when nothing else runs and nothing is cached."""
+    found = []
+    for call in tqdm(calls, desc="alone", unit="request"):
+        answer = ask(running, call)
+        kept = answer["meta_info"]["claa"].get("kept")
+        if answer["output_ids"] != call.tokens or kept != call.report.get("kept"):
+            found.append(difference(running, call, answer["output_ids"], kept))
+    return found
+
+
+def ask(running: Server, call: Call, **more: Any) -> dict[str, Any]:
+    running.flush()
+    prompt = "text" if isinstance(call.prompt, str) else "input_ids"
+    return running.generate(**{prompt: call.prompt}, sampling_params=call.params, **more)
+
+
+def difference(running: Server, call: Call, tokens: list[int], kept: list[int] | None) -> dict[str, Any]:
+    """Where an answer first differs, and by how much its token there was the better choice when asked alone."""
+    under_load = call.report.get("kept")
+    found: dict[str, Any] = {"rid": call.rid, "report": {**call.report, "kept": None}, "tie": False}
+    if kept != under_load:
+        # Other positions make other late layers: how near the tokens are says nothing.
+        margin = ranking_margin(running, call) if kept and under_load else float("inf")
+        differ = sorted(set(kept or ()) ^ set(under_load or ()))
+        return found | {"kept in one only": differ, "ranking margin": margin, "tie": margin < TIE}
+    both = enumerate(zip(tokens, call.tokens, strict=True))
+    position, (token, token_under_load) = next((i, pair) for i, pair in both if pair[0] != pair[1])
+    answer = ask(running, call, return_logprob=True, top_logprobs_num=CHOICES)
+    choices = {token: value for value, token, _ in answer["meta_info"]["output_top_logprobs"][position]}
+    margin = choices[token] - choices.get(token_under_load, float("-inf"))
+    return found | {"position": position, "tokens": [token, token_under_load], "margin": margin, "tie": margin < TIE}
+
+
+def ranking_margin(running: Server, call: Call) -> float:
+    """How far the last position kept for its rank is from the first one dropped, in the tests' reference model."""
+    from transformers import AutoTokenizer
+
+    from tests.reference_model import ReferenceModel
+
+    model, report = running.get("/model_info").json()["model_path"], call.report
+    prompt = AutoTokenizer.from_pretrained(model).encode(call.prompt) if isinstance(call.prompt, str) else call.prompt
+    reference = ReferenceModel(Path(model), prune_layer=report["prune_layer"], score_layers=report["score_layers"])
+    return reference.pruned(prompt, call.tokens, report["keep_rate"]).margin
+
+
+def show(measured: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("what", "count", title="under load, and alone")
+    for name, count in measured["counts"].items():
+        table.add_row(name, str(count))
+    for name, value in measured["seconds"].items():
+        table.add_row(f"seconds: {name}", f"{value:.0f}")
+    console.print(table)
+    for one in measured["differences"]:
+        console.print(one)
+    for failure in measured["failures"]:
+        console.print(failure, style="red", markup=False)
+    console.print("[red]FAILED" if measured["failures"] else "[green]every answer is the one it gives alone")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
