@@ -65,6 +65,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=512, help="prefill chunk in tokens (default: %(default)s)")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[0.2, 0.5, 1.0], help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--log-level", default="error", help="of the engines (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "stall.json")
     return parser.parse_args()
 
@@ -88,7 +89,7 @@ def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.E
         "prefill_decode_interval_min_bs": 1,
         "max_total_tokens": 3 * args.prompt_tokens + 20_000,
         "random_seed": 0,
-        "log_level": "error",
+        "log_level": args.log_level,
     }
     if args.shape is None:
         options["model_path"] = str(small_model.prepare(ROOT / small_model.DEFAULT_DIR))
@@ -142,7 +143,7 @@ async def longest_gap(engine: Any, rng: random.Random, prompt: list[int], keep_r
         for task in decoding:
             if task.done():
                 task.result()  # an error; otherwise they go on for longer than this
-    params: dict[str, Any] = {"max_new_tokens": 1, "ignore_eos": True}
+    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True}
     if keep_rate is not None:
         params["custom_params"] = {"claa": {"keep_rate": keep_rate}}
     start = time.perf_counter()

@@ -22,6 +22,8 @@ class BoundaryStore:
     The state is kept as the pair (hidden, residual) whose sum is the residual stream, so that nothing is rounded;
     if the rows are too narrow for the pair (few KV heads per rank under tensor parallelism), as their sum.
 
+    On a GPU one launch moves a state through all its buffers (`kernels/rows.py`); elsewhere one torch call per buffer.
+
     Args:
         buffers: K and V buffers of the late layers, each `[slots, heads, head_dim]`, contiguous.
         hidden_size: H, elements of one hidden state.
@@ -53,9 +55,20 @@ class BoundaryStore:
             count = min(buffer.shape[1], self._width - offset)
             self._parts.append((buffer, offset, count))
             offset += count
+        self._launch = None
+        if rows[0].is_cuda:
+            from claa_sglang.kernels.rows import make_parts
+
+            self._launch = make_parts([part for part, _, _ in self._parts], [count for _, _, count in self._parts])
 
     def store(self, slots: Tensor, hidden: Tensor, residual: Tensor) -> None:
         """Write the states of `slots` (int64 `[n]`); hidden and residual are `[n, H]`."""
+        if self._launch is not None:
+            from claa_sglang.kernels import rows
+
+            parts, vector = self._launch
+            rows.store(parts, slots, hidden, residual, is_pair=self.is_pair, vector=vector)
+            return
         state = torch.cat((hidden, residual), dim=1) if self.is_pair else hidden + residual
         for buffer, offset, count in self._parts:
             target = buffer if count == buffer.shape[1] else buffer[:, :count]
@@ -63,6 +76,14 @@ class BoundaryStore:
 
     def load(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Read the states of `slots` (int64 `[n]`) as (hidden, residual), each `[n, H]`."""
+        if self._launch is not None:
+            from claa_sglang.kernels import rows
+
+            parts, vector = self._launch
+            hidden = torch.empty(slots.shape[0], self.hidden_size, dtype=self._parts[0][0].dtype, device=slots.device)
+            residual = torch.empty_like(hidden)
+            rows.load(parts, slots, hidden, residual, is_pair=self.is_pair, vector=vector)
+            return hidden, residual
         state = torch.cat([buffer[:, :count].index_select(0, slots) for buffer, _, count in self._parts], dim=1)
         if self.is_pair:
             return state[:, : self.hidden_size].contiguous(), state[:, self.hidden_size :].contiguous()

@@ -6,7 +6,6 @@ Holds the tensors of one forward and nothing else; a new one is made for every f
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import Tensor
 from claa_sglang.batch_plan import BatchPlan, Segment
 from claa_sglang.boundary import BoundaryStore
 from claa_sglang.config import ClaaConfig
-from claa_sglang.kernels.scoring import window_scores
 from claa_sglang.late_view import make_view, on_device
-from claa_sglang.ranking import rank, select
+from claa_sglang.ranking import select
+from claa_sglang.scorers import Scored, Scorer, make_scorer
 
 # Makes a ranking the same on every tensor-parallel rank, each of which has seen some of the KV heads.
 Agree = Callable[[Tensor], Tensor]
@@ -47,7 +46,7 @@ class LatePass:
         self._config = config
         self._prepare = prepare
         self._agree = agree
-        self._scores: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._scorers: dict[int, Scorer] = {}  # of each level
         self.views: list[Any] = [batch] + [None] * len(config.steps)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
         if plan.levels[1]:
@@ -102,27 +101,16 @@ class LatePass:
         return state.prompt_tokens if level == 0 else state.kept_counts[level - 1]
 
     def score(self, level: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
-        """Score the prompt tokens of every request that is about to be pruned.
-
-        Args:
-            queries: post-RoPE, `[rows of the level, heads, head_dim]`.
-            key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included.
-            scaling: factor on the logits.
-        """
-        window = self._config.window
-        for segment in self.plan.levels[level]:
-            if (state := segment.state) is None or not self._is_ranked(segment, level):
-                continue
-            with state.contain("scoring its prompt"):
-                slots = self._table[segment.row, : self._prompt_rows(segment, level)]
-                self._scores[segment.request].append(
-                    window_scores(
-                        queries[segment.end - window : segment.end],
-                        key_buffer[slots],
-                        scaling=scaling,
-                        pool_kernel=self._config.pool_kernel,
-                    )
-                )
+        """Score the prompt tokens of every request that is about to be pruned; arguments as for `Scorer.score`."""
+        if level not in self._scorers:
+            window = self._config.window
+            scored = [
+                Scored(s.request, s.state, s.end - window, s.row, self._prompt_rows(s, level))
+                for s in self.plan.levels[level]
+                if s.state is not None and self._is_ranked(s, level)
+            ]
+            self._scorers[level] = make_scorer(scored, self._table, self._config)
+        self._scorers[level].score(queries, key_buffer, scaling)
 
     def _choose(self, segment: Segment, level: int) -> Tensor:
         """Which of the prompt tokens visible at `level` go on: int64 indices into them, ascending."""
@@ -135,21 +123,12 @@ class LatePass:
         if count == visible:
             chosen = torch.arange(visible, device=self._table.device)
         else:
-            chosen = select(self._ranking(segment, visible), visible, count, self._config.window)
+            ranking = self._agree(self._scorers[level].ranking(segment.request))
+            chosen = select(ranking, visible, count, self._config.window)
         state.kept[level] = chosen if before is None else before[chosen]
         if level == 0:
             state.late_computed_tokens = count
         return chosen
-
-    def _ranking(self, segment: Segment, visible: int) -> Tensor:
-        """The ranking of the visible prompt tokens before the window, the same on every rank."""
-        window, state = self._config.window, segment.state
-        assert state is not None
-        # A request that failed is ended by the scheduler; until then it runs on, so that every rank takes part.
-        ranking = torch.zeros(visible - window, device=self._table.device)
-        with state.contain("ranking its prompt"):
-            ranking = rank(self._scores.pop(segment.request, ()))
-        return self._agree(ranking)
 
     # --- moving rows ---------------------------------------------------------------------------------------------
 

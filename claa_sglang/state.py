@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -57,14 +57,6 @@ class RequestState:
         self.error = self.error or f"CLAA failed while {doing}: {type(error).__name__}: {error}"
         logger.error("CLAA failed while %s", doing, exc_info=error)
 
-    @contextmanager
-    def contain(self, doing: str) -> Iterator[None]:
-        """A failure inside ends this request with an error, and nothing else: not its batch, not the server."""
-        try:
-            yield
-        except Exception as error:
-            self.fail(doing, error)
-
     @classmethod
     def pruned_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:
         """State of a request that is pruned as `config` says, or at the keep rate the request asks for."""
@@ -76,3 +68,13 @@ class RequestState:
     def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:
         """State of a request that takes the stock path because of `reason`."""
         return cls(options, prompt_tokens, reason=reason)
+
+
+@contextmanager
+def contain(states: Iterable[RequestState], doing: str) -> Iterator[None]:
+    """A failure inside ends these requests with an error, and nothing else: not their batch, not the server."""
+    try:
+        yield
+    except Exception as error:
+        for state in states:
+            state.fail(doing, error)

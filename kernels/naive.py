@@ -1,7 +1,8 @@
 """The CLAA ranking as plain loops in fp64: slow, obviously right, the reference for every faster version.
 
 `window_scores` is steps 1 to 4 (compare scoring.py), `rank` and `select` are steps 5 and 6 (compare
-claa_sglang/ranking.py). Same signatures, same shapes, same answers in the corner cases.
+claa_sglang/ranking.py). `window_mass`, `fold`, `store` and `load` are those of a batch (compare window_attention.py,
+fold.py and rows.py). Same signatures, same shapes, same answers in the corner cases.
 """
 
 from __future__ import annotations
@@ -69,3 +70,48 @@ def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tenso
         if len(chosen) < kept:
             chosen.add(position)
     return torch.tensor(sorted(chosen), dtype=torch.int64, device=ranking.device)
+
+
+def window_mass(
+    q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, *, window: int, scaling: float
+) -> Tensor:
+    """fp32 [kv_heads * positions]; see window_attention.window_mass."""
+    parts = []
+    for first_row, table_row, tokens, _ in requests.T.tolist():
+        keys = key_buffer[table[table_row, :tokens].long()]
+        queries = q[first_row : first_row + window]
+        parts.append(window_scores(queries, keys, scaling=scaling, pool_kernel=1).flatten())
+    return torch.cat(parts)
+
+
+def fold(mass: Tensor, requests: Tensor, ranking: Tensor, *, window: int, pool_kernel: int, first_layer: bool) -> None:
+    """In place, of the same device; see fold.fold."""
+    kv_heads = mass.numel() // ranking.numel()
+    for _, _, tokens, before in requests.T.tolist():
+        ranked = tokens - window
+        rows = mass[kv_heads * before : kv_heads * (before + ranked)].view(kv_heads, ranked)
+        pooled = torch.tensor([_average_pool(row, pool_kernel) for row in rows.tolist()], dtype=torch.float64)
+        own = ranking[before : before + ranked]
+        new = rank([pooled]).to(own.device)
+        own.copy_(new if first_layer else torch.maximum(own, new))
+
+
+def store(
+    buffers: Sequence[Tensor], counts: Sequence[int], slots: Tensor, hidden: Tensor, residual: Tensor, *, is_pair: bool
+) -> None:
+    """Write states into the first `counts` elements of the buffers' slots; see rows.store."""
+    for slot, left, right in zip(slots.tolist(), hidden, residual, strict=True):
+        state, first = torch.cat((left, right)) if is_pair else left + right, 0
+        for buffer, count in zip(buffers, counts, strict=True):
+            buffer[slot].view(-1)[:count] = state[first : first + count]
+            first += count
+
+
+def load(
+    buffers: Sequence[Tensor], counts: Sequence[int], slots: Tensor, hidden: Tensor, residual: Tensor, *, is_pair: bool
+) -> None:
+    """Read the states of `slots` into hidden and residual; see rows.load."""
+    for slot, left, right in zip(slots.tolist(), hidden, residual, strict=True):
+        state = torch.cat([buffer[slot].view(-1)[:count] for buffer, count in zip(buffers, counts, strict=True)])
+        left.copy_(state[: left.shape[0]])
+        right.copy_(state[left.shape[0] :] if is_pair else torch.zeros_like(right))

@@ -15,12 +15,14 @@ from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
 from sglang.srt.layers.layer_boundary.residual.add_norm import PLAIN_ADD
 from sglang.srt.layers.layer_boundary.residual.stream import ResidualStream
 from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
+from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from claa_sglang.boundary import BoundaryStore
 from claa_sglang.graph_decode import DecodeGraphPass
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.warm_up import warm_up
 
 
 class UnsupportedModel(RuntimeError):
@@ -193,6 +195,8 @@ def wrap_late_layers(result: Any, self: Any) -> Any:
     first = config.steps[0].prune_layer + 1
     buffers = [b for i in range(first, len(layers)) for b in (pool.get_key_buffer(i), pool.get_value_buffer(i))]
     boundary = BoundaryStore(buffers, self.model_config.hidden_size, self.dtype)
+    heads = self.model_config.num_attention_heads // get_parallel().attn_tp_group.world_size
+    warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundary, config)
     stack = LateStack(backend, [layer.forward for layer in layers], convention, boundary)
     layers[first].forward = stack.first
     for i in range(first + 1, len(layers)):

@@ -1,0 +1,132 @@
+"""Scores of one prune in one forward: layer after layer in, a ranking per request out.
+
+On a GPU the Triton kernels score all requests of the batch at once, and the ranking grows in place as layers are folded
+in. Elsewhere, request by request, in torch. Both are `kernels/naive.py` in numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from claa_sglang.config import ClaaConfig
+from claa_sglang.kernels.scoring import window_scores
+from claa_sglang.late_view import on_device
+from claa_sglang.ranking import rank
+from claa_sglang.state import RequestState, contain
+
+SCORING = "scoring its prompt"
+
+
+class Scored(NamedTuple):
+    """A request that is about to be pruned.
+
+    Attributes:
+        request: its index in the batch.
+        first_row: row of its first window token among the queries.
+        table_row: row of the request table that lists its tokens' slots.
+        tokens: how many of them are ranked or in the window; more than the window.
+    """
+
+    request: int
+    state: RequestState
+    first_row: int
+    table_row: int
+    tokens: int
+
+
+class Scorer(Protocol):
+    """Of one prune in one forward. Failures end the requests they concern (`RequestState.fail`) and raise nothing."""
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        """Fold in one layer.
+
+        Args:
+            queries: post-RoPE, `[rows, heads, head_dim]`, all rows of the level.
+            key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included.
+            scaling: factor on the logits.
+        """
+
+    def ranking(self, request: int) -> Tensor:
+        """fp32 `[tokens - window]` of the request at this index in the batch; zeros if it failed."""
+
+
+def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Scorer:
+    """The scorer for the table's device. requests: at least one."""
+    return (KernelScorer if table.is_cuda else TorchScorer)(requests, table, config)
+
+
+class TorchScorer:
+    """Request by request; see `Scorer`."""
+
+    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
+        self._requests = {scored.request: scored for scored in requests}
+        self._scores: dict[int, list[Tensor]] = {scored.request: [] for scored in requests}
+        self._table, self._config = table, config
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        for scored in self._requests.values():
+            with contain([scored.state], SCORING):
+                rows = slice(scored.first_row, scored.first_row + self._config.window)
+                keys = key_buffer[self._table[scored.table_row, : scored.tokens]]
+                scores = window_scores(queries[rows], keys, scaling=scaling, pool_kernel=self._config.pool_kernel)
+                self._scores[scored.request].append(scores)
+
+    def ranking(self, request: int) -> Tensor:
+        scored = self._requests[request]
+        ranking = torch.zeros(scored.tokens - self._config.window, device=self._table.device)
+        with contain([scored.state], "ranking its prompt"):
+            ranking = rank(self._scores.pop(request))
+        return ranking
+
+
+class KernelScorer:
+    """All requests of the batch at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
+
+    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
+        self._requests, self._table, self._config = requests, table, config
+        self._first_layer = True
+        counts = [scored.tokens - config.window for scored in requests]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        self._spans = {
+            scored.request: slice(start, start + count)
+            for scored, start, count in zip(requests, starts, counts, strict=True)
+        }
+        self._max_tokens = max(scored.tokens for scored in requests)
+        first_rows, table_rows = [s.first_row for s in requests], [s.table_row for s in requests]
+        self._described = on_device(
+            [first_rows, table_rows, [s.tokens for s in requests], starts], torch.int32, table.device
+        )
+        self._ranking = torch.zeros(sum(counts), device=table.device)
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        from claa_sglang.kernels.fold import fold
+        from claa_sglang.kernels.window_attention import window_mass
+
+        window = self._config.window
+        with contain([scored.state for scored in self._requests], SCORING):
+            mass = window_mass(
+                queries,
+                key_buffer,
+                self._table,
+                self._described,
+                window=window,
+                scaling=scaling,
+                max_tokens=self._max_tokens,
+                positions=self._ranking.numel(),
+            )
+            fold(
+                mass,
+                self._described,
+                self._ranking,
+                window=window,
+                pool_kernel=self._config.pool_kernel,
+                max_tokens=self._max_tokens,
+                first_layer=self._first_layer,
+            )
+            self._first_layer = False
+
+    def ranking(self, request: int) -> Tensor:
+        return self._ranking[self._spans[request]]

@@ -1,0 +1,75 @@
+"""A batch of prompts in a paged KV cache, for the kernels: slots in any order, and garbage wherever nobody may look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """Its text is a test's id: T40+9-W8-H4/2-D16-bf16."""
+
+    tokens: tuple[int, ...]
+    window: int
+    heads: int
+    kv_heads: int
+    dim: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[self.dtype]
+        tokens = "+".join(map(str, self.tokens))
+        return f"T{tokens}-W{self.window}-H{self.heads}/{self.kv_heads}-D{self.dim}-{dtype}"
+
+
+class Batch(NamedTuple):
+    """Arguments of `window_mass`, and what `fold` needs of them."""
+
+    q: Tensor
+    key_buffer: Tensor
+    table: Tensor
+    requests: Tensor
+    max_tokens: int
+    positions: int
+
+
+def describe(
+    first_rows: Sequence[int], table_rows: Sequence[int], tokens: Sequence[int], window: int
+) -> list[list[int]]:
+    """The four rows of the kernels' `requests`, on the host."""
+    before, offsets = 0, []
+    for count in tokens:
+        offsets.append(before)
+        before += count - window
+    return [list(first_rows), list(table_rows), list(tokens), offsets]
+
+
+def make_batch(shape: Shape, *, device: str = "cpu", spread: float = 2.0, seed: int = 0) -> Batch:
+    """Random queries and keys of standard deviation `spread`: attention with peaks, so that a wrong mask shows.
+
+    q and key_buffer are views of larger tensors; slots are shuffled; the last request has the lowest table row. Every
+    number that no request may read is NaN, and table columns past a request's end name such a slot.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens, window, heads, kv_heads, dim, dtype = shape
+    count, used = len(tokens), sum(tokens)
+    nan = {"dtype": dtype, "device": device}
+    gap = 3  # query rows of other tokens between the windows
+    q = torch.full((count * (window + gap), heads + 1, dim), torch.nan, **nan)[:, :heads]
+    keys = torch.full((used + 2, kv_heads + 2, dim + 16), torch.nan, **nan)[:, 1 : kv_heads + 1, 16:]
+    slots = torch.randperm(used, generator=generator, device=device).int() + 1
+    table = torch.zeros(count + 1, max(tokens) + 5, dtype=torch.int32, device=device)
+    keys[slots.long()] = (spread * torch.randn(used, kv_heads, dim, generator=generator, device=device)).to(dtype)
+    first_rows, table_rows, start = [], [], 0
+    for i, length in enumerate(tokens):
+        first_rows.append(i * (window + gap) + gap)
+        table_rows.append(count - i)
+        rows = spread * torch.randn(window, heads, dim, generator=generator, device=device)
+        q[first_rows[i] : first_rows[i] + window] = rows.to(dtype)
+        table[table_rows[i], :length] = slots[start : start + length]
+        start += length
+    requests = torch.tensor(describe(first_rows, table_rows, tokens, window), dtype=torch.int32, device=device)
+    return Batch(q, keys, table, requests, max(tokens), used - count * window)
