@@ -224,6 +224,20 @@ class LatePass:
             torch.cat([residual[p] for p in parts]),
         )
 
+    def last_tokens(self) -> list[tuple[Tensor, Tensor]]:
+        """(slot it had, slot it has now), int64 `[1]` each, of the last prompt token of each request whose late prefill
+        goes on: the second is to get what the first holds, in every layer."""
+        if self.plan.decode:
+            return []
+        first = {s.request: s for s in self.plan.levels[0]}
+        moved = []
+        for part in self.plan.levels[1]:
+            if part.state is not None and part.prefix_len > 0 and part.state.last_slot is not None:
+                segment = first[part.request]
+                now = self._table[segment.row, segment.seq_len - 1 : segment.seq_len].to(torch.int64)
+                moved.append((part.state.last_slot, now))
+        return moved
+
     def leave(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Put the last level's rows back where the logits processor looks for them.
 

@@ -40,6 +40,7 @@ class _Owner:
     state: RequestState
     generated: int  # tokens generated before the row was taken: a retracted request brings them as part of its prefill
     held: int = 0
+    aside: Tensor | None = None  # one more slot, not listed in the table: see `set_aside`
 
 
 class LateSlots:
@@ -82,7 +83,7 @@ class LateSlots:
     @property
     def held(self) -> int:
         """Late slots owned by requests now; 0 when the server is idle."""
-        return sum(owner.held for owner in self._owners.values())
+        return sum(owner.held + (owner.aside is not None) for owner in self._owners.values())
 
     def reserved(self, row: int | None) -> bool:
         """Whether the request in stock row `row` has its prompt's late slots already."""
@@ -166,12 +167,25 @@ class LateSlots:
                     ]
             owner.held = target
 
+    def set_aside(self, row: int, slot: Tensor) -> None:
+        """Take over a slot of the request in stock row `row`, which stock is to forget but the next forward reads.
+
+        slot: int64 `[1]`. The one set aside before goes back: the forward that read it was launched, and whoever takes
+        the slot writes to it in a later one.
+        """
+        owner = self._owners[row]
+        if owner.aside is not None:
+            self._allocator.free(owner.aside)
+        owner.aside = owner.state.last_slot = slot
+
     def free(self, row: int) -> None:
         """Give back what the request in stock row `row` holds. A row that is not bound is fine."""
         owner = self._owners.pop(row, None)
         if owner is None:
             return
-        owner.state.late_span = (0, 0)
+        owner.state.late_span, owner.state.last_slot = (0, 0), None
+        if owner.aside is not None:
+            self._allocator.free(owner.aside)
         if owner.held:
             self._allocator.free(self.table[self.stride + row, : owner.held].to(torch.int64))
 
@@ -186,8 +200,9 @@ class LateSlots:
 
     def holdings(self) -> list[tuple[int, Tensor]]:
         """(stock row, its late slots: int64) of every request that holds some. Reads the table: for checks."""
-        return [
-            (row, self.table[self.stride + row, : owner.held].to(torch.int64))
-            for row, owner in self._owners.items()
-            if owner.held
-        ]
+        found = []
+        for row, owner in self._owners.items():
+            slots = self.table[self.stride + row, : owner.held].to(torch.int64)
+            if owner.held:
+                found.append((row, slots if owner.aside is None else torch.cat((slots, owner.aside))))
+        return found

@@ -34,6 +34,8 @@ class RequestState:
         late_span: rows [start, end) of the late prefill that the forward being scheduled computes: of the kept prompt
             tokens, then those generated before a retraction. A long late prefill takes several forwards. (0, 0) until
             the last chunk of the prompt is scheduled, and again when the late slots are given back.
+        last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
+            the prompt's last token; late slots own it.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
     """
 
@@ -45,6 +47,7 @@ class RequestState:
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
     late_span: tuple[int, int] = (0, 0)
+    last_slot: Tensor | None = None
     error: str | None = None
 
     @property

@@ -3,8 +3,9 @@
 SGLang lets a request take several steps through its *chunks*. A late prefill that is longer than a chunk uses that: the
 step that runs the last tokens through the early layers ranks the prompt and computes a first part of the late layers.
 On record, its chunk ended one token earlier. So the request stays the one that SGLang keeps between chunks, its next
-step is the last token once more (the same early KV and boundary state, computed again) with the next part, and the step
-with the last part ends the prompt.
+step is the last token once more with the next part, and the step with the last part ends the prompt. What the early
+layers compute of that token again is thrown away, as one row rounds otherwise than a row among many: its KV and its
+boundary state are copied from the slot it had, which late slots own meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.requests import pruned_state
 
 
@@ -31,8 +33,9 @@ def withhold_last_token(self: Any, req: Any) -> None:
     if pruned_state(req) is None or req.extend_end < len(req.full_untruncated_fill_ids):
         return
     last = req.extend_end - 1
-    slot = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx, last : last + 1]
-    self.token_to_kv_pool_allocator.free(slot.to(torch.int64))
+    row = req.kv.req_pool_idx
+    slot = self.req_to_token_pool.req_to_token[row, last : last + 1].to(torch.int64)
+    late_slots_of(self.req_to_token_pool).set_aside(row, slot)
     req.extend_end = req.kv.kv_allocated_len = req.kv.kv_committed_len = last
     if not req.retracted_stain:
         req.already_computed = last  # else the token would count as a cache hit, negatively

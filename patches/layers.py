@@ -130,15 +130,22 @@ class LateStack:
         layers: the `forward` of every layer, unwrapped.
         convention: how they hand on the residual stream.
         boundary: the boundary store.
+        buffers: K and V buffers of all layers.
     """
 
     def __init__(
-        self, backend: ClaaAttnBackend, layers: list[Callable], convention: Convention, boundary: BoundaryStore
+        self,
+        backend: ClaaAttnBackend,
+        layers: list[Callable],
+        convention: Convention,
+        boundary: BoundaryStore,
+        buffers: list[Tensor],
     ) -> None:
         self._backend = backend
         self._layers = layers
         self._convention = convention
         self._boundary = boundary
+        self._buffers = buffers
         self.prunes = [step.prune_layer for step in backend.config.steps]
 
     def first(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,6 +160,9 @@ class LateStack:
             return self._convention.result(*self._run(late, hidden, residual, positions), batch)
         try:
             self._boundary.store(*late.boundary_rows(hidden, residual))
+            for before, now in late.last_tokens():
+                for buffer in self._buffers:
+                    buffer.index_copy_(0, now, buffer.index_select(0, before))
             out = self._run(late, hidden, residual, positions) if late.has_late_rows else (hidden, residual)
         except Exception as error:
             # The pruned requests of this batch end with it; its dense ones run on by themselves.
@@ -193,11 +203,11 @@ def wrap_late_layers(result: Any, self: Any) -> Any:
         )
     pool = self.token_to_kv_pool
     first = config.steps[0].prune_layer + 1
-    buffers = [b for i in range(first, len(layers)) for b in (pool.get_key_buffer(i), pool.get_value_buffer(i))]
-    boundary = BoundaryStore(buffers, self.model_config.hidden_size, self.dtype)
+    buffers = [b for i in range(len(layers)) for b in (pool.get_key_buffer(i), pool.get_value_buffer(i))]
+    boundary = BoundaryStore(buffers[2 * first :], self.model_config.hidden_size, self.dtype)
     heads = self.model_config.num_attention_heads // get_parallel().attn_tp_group.world_size
     warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundary, config)
-    stack = LateStack(backend, [layer.forward for layer in layers], convention, boundary)
+    stack = LateStack(backend, [layer.forward for layer in layers], convention, boundary, buffers)
     layers[first].forward = stack.first
     for i in range(first + 1, len(layers)):
         layers[i].forward = stack.other(i)

@@ -185,7 +185,7 @@ class World:
     def _withhold_last_token(self, request: Request) -> None:
         request.length -= 1
         slot = self.table[request.row, request.length : request.length + 1]
-        self.pool.free(slot)
+        self.slots.set_aside(request.row, slot.to(torch.int64))
         self._forget_freed()
         slot[:] = -1
 
@@ -255,6 +255,9 @@ class World:
         self.store.store(slots, *states)
         stored = self.store.load(slots)[0][:, :2].long().tolist()
         assert [tuple(token) for token in stored] == [self.content[0][slot] for slot in slots.tolist()]
+        for before, now in late.last_tokens():  # the token that is computed again, where it was and is
+            assert before.item() != now.item()
+            assert self.content[0][before.item()] == self.content[0][now.item()]
         for layer in range(prunes[0] + 1, LAYERS):
             self.key_buffers[layer, slots] = torch.nan  # the states live there
             for slot in slots.tolist():

@@ -72,6 +72,7 @@ class Request:
     prefilled: bool = False
     stock: list[int] = field(default_factory=list)
     late: list[int] = field(default_factory=list)
+    aside: list[int] = field(default_factory=list)
     subset: list[int] = field(default_factory=list)  # second step: indices into the first step's kept slots
 
     @property
@@ -185,13 +186,14 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def withhold_last_token(self, data: st.DataObject) -> None:
-        """The late prefill goes on in another step: the last token's slot is given back, and taken again then."""
+        """The late prefill goes on in another step, where the last token gets a new slot; the old one is read there."""
         rows = [r for r in self.some(data, prefilled=True) if self.live[r].state is not None and self.steps == 1]
         for row in rows:
             request = self.live[row]
             if request.generated and len(request.stock) > request.prompt:
                 continue  # it decodes
-            self.allocator.free(torch.tensor([request.stock.pop()], dtype=torch.int64))
+            request.aside = [request.stock.pop()]
+            self.slots.set_aside(row, torch.tensor(request.aside))
             request.prefilled = False
 
     def release(self, row: int) -> Request:
@@ -231,7 +233,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
     @invariant()
     def conserved(self) -> None:
-        late = sum(len(r.late) for r in self.live.values())
+        late = sum(len(r.late) + len(r.aside) for r in self.live.values())
         stock = sum(len(r.stock) for r in self.live.values())
         assert self.slots.held == late
         assert self.slots.free_count == self.allocator.available_size()
@@ -239,7 +241,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
     @invariant()
     def one_owner_each(self) -> None:
-        owned = [s for r in self.live.values() for s in r.stock + r.late] + self.tree
+        owned = [s for r in self.live.values() for s in r.stock + r.late + r.aside] + self.tree
         owned += self.allocator.get_all_free_pages().tolist()
         assert sorted(owned) == list(range(1, self.size + 1))
         assert owned_twice(self.allocator, self.slots) == []
@@ -365,6 +367,20 @@ def test_holdings_are_the_slots_of_each_row() -> None:
     extend(slots, {1: 8, 2: 9})
     held = {row: slots_of_row.tolist() for row, slots_of_row in slots.holdings()}
     assert held == {1: listed(slots, 1, 1, 4), 2: listed(slots, 2, 1, 5)}
+
+
+def test_a_slot_set_aside_is_owned_until_the_next_or_the_end() -> None:
+    _, allocator, slots = make_pool(1, size=20)
+    state = make_state(8, (4,))
+    slots.bind(1, state, generated=0)
+    extend(slots, {1: 8})
+    for free in (15, 15):  # the second takes the place of the first
+        slot = allocator.alloc(1)
+        slots.set_aside(1, slot)
+        assert state.last_slot is slot and slots.held == 5 and allocator.available_size() == free
+        assert slot.item() in dict(slots.holdings())[1].tolist() and owned_twice(allocator, slots) == []
+    slots.free(1)
+    assert slots.held == 0 and allocator.available_size() == 20 and state.last_slot is None
 
 
 def test_a_freed_row_starts_its_late_prefill_again() -> None:
