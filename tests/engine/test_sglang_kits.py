@@ -18,6 +18,8 @@ Required is what stock passes; stock fails, with this model:
 One thing stock passes is not required: test_finish_stop_eos samples at temperature 1 from a prompt in another model's
 format and waits for the model to stop by itself. Dense it does; of the pruned prompt it did in one run of two.
 
+For time, decode_json_regex (it passes) is left out: regular expressions are in the regex kit and program.
+
 Not tried, as they ask for knowledge or arithmetic as well: test_decode_int, test_tool_use, test_react. Not run:
 prefix_cache_branching_kit, which is for caches that keep a state per chunk (its second request must hit nothing, where
 any token-wise radix cache hits the prefix), test_hellaswag_select, which downloads, and programs for other backends
@@ -30,6 +32,7 @@ import functools
 import json
 import os
 import random
+import time
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,8 +119,11 @@ class Kit(unittest.TestCase):
 
 def nothing_is_left(running: Server) -> None:
     assert running.process.poll() is None
-    # Some programs return before their last request has.
-    assert STOCK or not (leaked := leaks(running)), leaked
+    # Some programs return before their last request has, or has even begun: what is held then is no leak.
+    deadline = time.monotonic() + 60
+    while not STOCK and (leaked := leaks(running)):
+        assert time.monotonic() < deadline, leaked
+        time.sleep(0.5)
 
 
 class TestDecode(BasicDecodeCorrectnessMixin, Kit):
@@ -199,7 +205,6 @@ def test_radix_attention(tiny: Server) -> None:
 @pytest.mark.parametrize(
     ("where", "name", "options"),
     [
-        ("real", "decode_json_regex", {}),
         ("real", "decode_json", {}),
         ("tiny", "mt_bench", {}),
         ("tiny", "select", {"check_answer": False}),
