@@ -54,7 +54,15 @@ PRUNE_LAYER, KEEP_RATE, OUTPUT_TOKENS = 14, 0.2, 33
 DENSE = {"custom_params": {"claa": {"enabled": False}}}
 # Chunks off, as a chunk of 2,000 or more is; an idle scheduler would otherwise spin and take a core from the others.
 COMMON = ("--chunked-prefill-size", "-1", "--sleep-on-idle")
-CLAA = ("--enable-claa", "--claa-prune-layer", str(PRUNE_LAYER), "--claa-keep-rate", str(KEEP_RATE))
+CLAA = (
+    "--enable-claa",
+    "--claa-policy",
+    "always",
+    "--claa-prune-layer",
+    str(PRUNE_LAYER),
+    "--claa-keep-rate",
+    str(KEEP_RATE),
+)
 TARGETS = {
     "dense TTFT / stock TTFT": 1.03,
     "dense time per output token / stock": 1.03,

@@ -45,7 +45,7 @@ def main(kind: str, graphs: str, backend: str = "fa3") -> None:
         if graphs == "eager":
             options["disable_cuda_graph"] = True
         if kind == "claa":
-            options |= {"enable_claa": True, "claa_keep_rate": 0.2}
+            options |= {"enable_claa": True, "claa_policy": "always", "claa_keep_rate": 0.2}
         started = time.time()
         engine = sglang.Engine(**options)
         print("start", round(time.time() - started, 1), "s", flush=True)

@@ -100,7 +100,7 @@ def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.E
         options |= {"device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "sleep_on_idle": True}
         options |= {"mem_fraction_static": 0.4}
     engines = []
-    for extra in ({}, {"enable_claa": True, "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
+    for extra in ({}, {"enable_claa": True, "claa_policy": "always", "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
         started = time.perf_counter()
         engine = sglang.Engine(**options, **extra)
         stack.callback(engine.shutdown)

@@ -34,6 +34,7 @@ from tests.engine_server import Server, server
 
 FLAGS = (
     "--enable-claa",
+    *("--claa-policy", "always"),
     *("--claa-min-prompt-tokens", "256"),  # within the lengths sent: requests over one prefix are pruned and dense
     *("--chunked-prefill-size", "128"),
     *("--max-total-tokens", "3000"),  # the longest request takes about 800, and up to 32 are let in

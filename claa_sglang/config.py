@@ -22,6 +22,8 @@ Window = Annotated[int, Meta(ge=1, le=1024)]
 PoolKernel = Annotated[int, Meta(ge=1, le=1023)]
 PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
+PolicyName = Literal["auto", "always"]
+
 DEFAULT_KEEP_RATE = 0.2
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
 MIN_RATE = 1e-300  # a profile's later rates are not scaled below it
@@ -40,6 +42,10 @@ HELP: dict[str, str] = {
     "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
     "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
+    "policy": (
+        "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
+        "prompt that can be (default auto)"
+    ),
     "profile": "JSON file with these values, as a calibration writes it; an explicit flag wins over it",
 }
 
@@ -64,6 +70,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending.
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
+    policy: whether a prompt is pruned only where that is expected to be faster.
     profile: the file the values came from, where one was given.
     """
 
@@ -72,6 +79,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     window: Window = 8
     pool_kernel: PoolKernel = 7
     min_prompt_tokens: PromptTokens = 1024
+    policy: PolicyName = "auto"
     profile: str | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +131,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None = None
     pool_kernel: int | None = None
     min_prompt_tokens: int | None = None
+    policy: str | None = None
     profile: str | None = None
 
 
@@ -167,6 +176,8 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
     for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
         if (value := getattr(flags, name)) is not None:
             common[name] = _checked(name, value, kind)
+    if flags.policy is not None:
+        common["policy"] = _checked("policy", flags.policy, PolicyName)
 
     profile_steps = profile.steps if profile is not None and profile.steps else (ProfileStep(),)
     first = _given(profile_steps[0], ("prune_layer", "keep_rate", "score_layers"))

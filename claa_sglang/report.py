@@ -31,6 +31,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
     steps = [_step(state, index) for index in range(len(state.steps))]
     report: Report = {
         "pruned": True,
+        **({} if state.choice is None else {"reason": state.choice}),
         "prompt_tokens": state.prompt_tokens,
         "early_cached_tokens": cached_tokens,
         "late_computed_tokens": state.late_computed_tokens,

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 KeepRate = Annotated[float, Meta(gt=0, le=1)]
+PolicyName = Literal["auto", "always"]
 
 # key -> (type, what a user may write); the one source for validation and for the error text.
 _KEYS: dict[str, tuple[Any, str]] = {
     "enabled": (bool, "true or false; default true"),
     "keep_rate": (KeepRate | None, "a number above 0 and at most 1; default the server's --claa-keep-rate"),
+    "policy": (PolicyName | None, '"auto" or "always"; default the server\'s --claa-policy'),
     "return_kept": (bool, "true or false; default false"),
 }
 
@@ -32,11 +34,13 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     enabled: False runs the request dense, as stock would.
     keep_rate: share of prompt tokens kept by the first prune step, in (0, 1]; None means the server's own.
+    policy: "auto" prunes only where that is expected to be faster, "always" does; None means the server's own.
     return_kept: report the kept positions in `meta_info["claa"]`.
     """
 
     enabled: bool = True
     keep_rate: KeepRate | None = None
+    policy: PolicyName | None = None
     return_kept: bool = False
 
 

@@ -27,6 +27,10 @@ class RequestState:
         prompt_tokens: length N of the prompt; generated tokens are not counted, also after a retraction.
         steps: the prune steps, with the request's own keep rate.
         reason: why the request runs dense; None when it is pruned.
+        is_open: whether the policy may still send the request the dense way: until it has its row.
+        choice: why the policy prunes it; None where nothing was to be chosen.
+        prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
+        dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
         kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.
         kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
             request resumes with the positions it had, so its answer does not change.
@@ -43,6 +47,10 @@ class RequestState:
     prompt_tokens: int
     steps: tuple[PruneStep, ...] = ()
     reason: str | None = None
+    is_open: bool = False
+    choice: str | None = None
+    prefix_uses: float | None = None
+    dense_new_tokens: tuple[int, int] | None = None
     kept_counts: tuple[int, ...] = ()
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
@@ -65,7 +73,8 @@ class RequestState:
         """State of a request that is pruned as `config` says, or at the keep rate the request asks for."""
         steps = config.steps if options.keep_rate is None else config.with_keep_rate(options.keep_rate).steps
         counts = tuple(kept_count(prompt_tokens, s.keep_rate, config.window) for s in steps)
-        return cls(options, prompt_tokens, steps, None, counts, [None] * len(steps))
+        is_open = (options.policy or config.policy) == "auto"
+        return cls(options, prompt_tokens, steps, is_open=is_open, kept_counts=counts, kept=[None] * len(steps))
 
     @classmethod
     def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:

@@ -87,7 +87,7 @@ def main() -> int:
     args = _arguments()
     console = Console(width=None if sys.stdout.isatty() else 120)
     gpu = torch.cuda.is_available()
-    flags = [] if args.stock else ["--enable-claa", "--claa-profile", str(args.profile)]
+    flags = [] if args.stock else ["--enable-claa", "--claa-policy", "always", "--claa-profile", str(args.profile)]
     modes: Modes = {"dense": None} if args.stock else MODES
     try:
         env = {} if gpu else cpu_environment()

@@ -43,6 +43,7 @@ def limit_new_tokens(original: Any, self: Any, req: Any) -> Any:
         need = prompt if limit < 1 else prompt + 2 * params.max_new_tokens
         make_dense(req, f"needs {need} early and late KV slots of a pool of {capacity}")
         return result
+    state.dense_new_tokens = params.max_new_tokens, params.min_new_tokens
     params.max_new_tokens = min(params.max_new_tokens, limit)
     params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)
     return result

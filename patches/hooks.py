@@ -29,6 +29,7 @@ PATCH_MODULES: tuple[str, ...] = (
     "admission",
     "late_prefill",
     "capacity",
+    "policy",
     "failures",
     "checks",
     "report",

@@ -22,6 +22,7 @@ from claa_sglang.boundary import BoundaryStore
 from claa_sglang.graph_decode import DecodeGraphPass
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.policy import LivePolicy
 from claa_sglang.warm_up import warm_up
 
 
@@ -206,6 +207,7 @@ def wrap_late_layers(result: Any, self: Any) -> Any:
     buffers = [b for i in range(len(layers)) for b in (pool.get_key_buffer(i), pool.get_value_buffer(i))]
     boundary = BoundaryStore(buffers[2 * first :], self.model_config.hidden_size, self.dtype)
     heads = self.model_config.num_attention_heads // get_parallel().attn_tp_group.world_size
+    self.req_to_token_pool.claa_policy = LivePolicy(self, layers[first], heads, config)
     warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundary, config)
     stack = LateStack(backend, [layer.forward for layer in layers], convention, boundary, buffers)
     layers[first].forward = stack.first

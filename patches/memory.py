@@ -62,6 +62,7 @@ def bind_rows(result: Any, self: Any, reqs: list) -> Any:
         for req in reqs:
             state = getattr(req, "claa", None)
             if state is not None and state.pruned:
+                state.is_open = False
                 late_slots_of(self).bind(req.kv.req_pool_idx, state, generated=len(req.output_ids))
     return result
 

@@ -14,7 +14,7 @@ from tests.answers import STRICT, TINY_ENV, TINY_FLAGS  # noqa: E402
 from tests.engine_server import Server, server  # noqa: E402
 from tests.reference_model import ReferenceModel  # noqa: E402
 
-CLAA_FLAGS = ("--enable-claa", "--claa-min-prompt-tokens", "0")
+CLAA_FLAGS = ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "0")
 SHARED_CHUNK = 256
 
 

@@ -21,6 +21,7 @@ MIN_PROMPT = 64
 KEEP_RATE = 0.3
 FLAGS = (
     "--enable-claa",
+    *("--claa-policy", "always"),
     *("--claa-keep-rate", str(KEEP_RATE)),
     *("--claa-prune-layer", "19"),
     *("--claa-score-layers", "17,18"),
@@ -159,7 +160,7 @@ def test_a_stream_reports_once_at_its_end(served: Server) -> None:
 
 def test_incremental_streams_report_too(tiny_model: Any) -> None:
     """SGLang slices accumulated values in this mode; the server must survive a report among them."""
-    flags = ("--enable-claa", "--claa-min-prompt-tokens", "32")
+    flags = ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "32")
     more = ("--incremental-streaming-output", "--skip-tokenizer-init")
     with server(tiny_model("llama"), *flags, *more) as running:
         for seed in (0, 1):

@@ -71,7 +71,7 @@ def family(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) ->
     if name == "gemma":  # SGLang 0.5.23 computes gemma's GELU exactly, transformers by the tanh approximation
         for layer in reference.model.model.layers:
             layer.mlp.act_fn = torch.nn.GELU()
-    flags = ("--enable-claa", *settings.flags, "--claa-min-prompt-tokens", "0", *TINY_FLAGS)
+    flags = ("--enable-claa", "--claa-policy", "always", *settings.flags, "--claa-min-prompt-tokens", "0", *TINY_FLAGS)
     with server(path, *flags, "--chunked-prefill-size", str(CHUNK), env=STRICT | TINY_ENV) as running:
         yield Family(name, running, reference)
 

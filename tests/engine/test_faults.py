@@ -69,7 +69,15 @@ def faulty_server(
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("faulty-plugin"), "claa_test_faulty", FAULTY_PLUGIN)
     env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **TINY_ENV}
-    flags = ("--enable-claa", "--claa-min-prompt-tokens", "100", "--chunked-prefill-size", "64")
+    flags = (
+        "--enable-claa",
+        "--claa-policy",
+        "always",
+        "--claa-min-prompt-tokens",
+        "100",
+        "--chunked-prefill-size",
+        "64",
+    )
     with server(tiny_model("llama"), *flags, *TINY_FLAGS, env=env) as running:
         yield running
 

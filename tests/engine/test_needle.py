@@ -31,7 +31,7 @@ TWO_NEEDLES = (101, 104)
 
 @pytest.fixture(scope="module")
 def served(small_model_path: Path) -> Iterator[Server]:
-    flags = ("--enable-claa", "--claa-profile", str(PROFILE), "--served-model-name", MODEL)
+    flags = ("--enable-claa", "--claa-policy", "always", "--claa-profile", str(PROFILE), "--served-model-name", MODEL)
     with server(small_model_path, *flags) as running:
         yield running
 

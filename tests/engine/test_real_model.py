@@ -37,7 +37,16 @@ def prompts(small_model_path: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module", params=[64, 256, -1], ids=["chunk 64", "chunk 256", "no chunks"])
 def served(request: pytest.FixtureRequest, small_model_path: Path) -> Iterator[Server]:
-    flags = ("--enable-claa", "--claa-profile", str(PROFILE), "--claa-min-prompt-tokens", "64", "--sleep-on-idle")
+    flags = (
+        "--enable-claa",
+        "--claa-policy",
+        "always",
+        "--claa-profile",
+        str(PROFILE),
+        "--claa-min-prompt-tokens",
+        "64",
+        "--sleep-on-idle",
+    )
     with server(small_model_path, *flags, "--chunked-prefill-size", str(request.param), env=STRICT) as running:
         yield running
 

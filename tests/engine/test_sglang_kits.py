@@ -64,7 +64,9 @@ pytestmark = pytest.mark.engine
 STOCK = os.environ.get("CLAA_KITS") == "stock"
 PROFILE = ROOT / "claa_sglang" / "profiles" / f"{small_model.NAME}.json"
 # Where nobody reads the answers: also the kits' shortest prompts, of five tokens, are pruned.
-CLAA = () if STOCK else ("--enable-claa", "--claa-min-prompt-tokens", "0", "--claa-window", "2")
+CLAA = (
+    () if STOCK else ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "0", "--claa-window", "2")
+)
 NODES = int(os.environ.get("CLAA_KITS_NODES", "100"))
 # A thread more would wait for the other engine's, where two engines share two cores.
 ENV = STRICT | TINY_ENV
@@ -73,7 +75,19 @@ ENV = STRICT | TINY_ENV
 @pytest.fixture(scope="module")
 def real(small_model_path: Path) -> Iterator[Server]:
     """SmolLM2 with its profile, pruning from 16 tokens on: of a question of twelve, three tenths are no question."""
-    claa = () if STOCK else ("--enable-claa", "--claa-profile", str(PROFILE), "--claa-min-prompt-tokens", "16")
+    claa = (
+        ()
+        if STOCK
+        else (
+            "--enable-claa",
+            "--claa-policy",
+            "always",
+            "--claa-profile",
+            str(PROFILE),
+            "--claa-min-prompt-tokens",
+            "16",
+        )
+    )
     with server(small_model_path, *claa, "--chunked-prefill-size", "512", env=ENV) as running:
         yield running
 

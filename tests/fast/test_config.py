@@ -58,7 +58,13 @@ def test_defaults(num_layers: int, prune_layer: int, score_layers: tuple[int, ..
     config = resolve(ClaaFlags(), num_layers)
     step = PruneStep(prune_layer=prune_layer, keep_rate=0.2, score_layers=score_layers)
     assert config == ClaaConfig(
-        steps=(step,), num_layers=num_layers, window=8, pool_kernel=7, min_prompt_tokens=1024, profile=None
+        steps=(step,),
+        num_layers=num_layers,
+        window=8,
+        pool_kernel=7,
+        min_prompt_tokens=1024,
+        policy="auto",
+        profile=None,
     )
 
 

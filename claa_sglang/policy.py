@@ -1,0 +1,95 @@
+"""Prune only where it pays (`--claa-policy auto`): dense over its dense hit, or pruned over its pruned hit.
+
+Pruned and dense requests have prefixes of their own in the cache, so a choice binds those who come later. The cheaper
+way now is not always the cheaper way in the end: a conversation that starts pruned would pay late layers over its whole
+kept history in every turn, where stock pays its new tokens only. So where a pruned prefix is used again, going dense
+once, to be dense and cached from then on, is weighed against going on pruned as often as this prefix is likely to be
+used: at least `EXPECTED_USES` times, and as often as it was used already (the ski-rental rule, which pays at most about
+twice what the best choice in hindsight would have).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.cost import CostModel, Work, prefill_work, pruned_work
+from claa_sglang.plan import kept_counts
+from claa_sglang.prefix_uses import PrefixUses
+
+EXPECTED_USES = 10
+MARGIN = 0.95  # pruned must be expected below this share of dense: estimates are no better than that
+
+
+class Hits(NamedTuple):
+    """Prompt tokens that are in the prefix cache, as dense and as pruned requests left them there."""
+
+    dense: int
+    pruned: int
+
+
+class Choice(NamedTuple):
+    """Whether to prune, and why, for the report."""
+
+    prune: bool
+    reason: str
+
+
+class Policy:
+    """Chooses for one server.
+
+    Args:
+        config: the server's configuration.
+        cost: expected times, refined by the caller.
+        chunk: tokens of a prefill chunk.
+    """
+
+    def __init__(self, config: ClaaConfig, cost: CostModel, chunk: int) -> None:
+        self.cost = cost
+        self._config = config
+        self._chunk = chunk
+        self._uses = PrefixUses()
+
+    def note(self, tokens: Sequence[int], key: str, hits: Hits) -> float:
+        """Count a prompt; returns how many before it had the tokens of it that are cached as pruned, on average."""
+        return self._uses.note(tokens, key, hits.pruned)
+
+    def choose(self, tokens: int, steps: Sequence[PruneStep], hits: Hits, uses: float) -> Choice:
+        """The way for a prompt of `tokens` tokens, to be pruned in `steps`.
+
+        uses: what `note` returned for it.
+        """
+        dense = self.cost.seconds(self._dense(hits.dense, tokens))
+        pruned = self.cost.seconds(self._pruned(steps, hits.pruned, tokens))
+        estimates = f"pruned {_ms(pruned)}, dense {_ms(dense)} (estimated)"
+        if pruned > MARGIN * dense:
+            return Choice(False, f"dense is not slower: {estimates}")
+        if hits.pruned:
+            expected = max(EXPECTED_USES, uses)
+            extra = expected * self._regret(tokens, tokens - hits.pruned, steps, expected)
+            if extra > dense - pruned:
+                return Choice(False, f"dense once, cached for later: {estimates}, later turns pruned {_ms(extra)} more")
+        return Choice(True, f"pruned is faster: {estimates}")
+
+    def _regret(self, tokens: int, new: int, steps: Sequence[PruneStep], expected: float) -> float:
+        """What pruning costs more than dense in an average later turn, both with their history cached.
+
+        Turns are taken to bring `new` tokens each, so the average of `expected` turns has half of theirs more.
+        """
+        tokens += int(new * expected / 2)
+        start = tokens - new
+        dense, pruned = self._dense(start, tokens), self._pruned(steps, start, tokens)
+        return self.cost.seconds(pruned) - self.cost.seconds(dense)
+
+    def _dense(self, hit: int, tokens: int) -> Work:
+        return prefill_work(self._config.num_layers, hit, tokens, self._chunk)
+
+    def _pruned(self, steps: Sequence[PruneStep], hit: int, tokens: int) -> Work:
+        kept = kept_counts(tokens, (step.keep_rate for step in steps), self._config.window)
+        prunes = [step.prune_layer for step in steps]
+        return pruned_work(prunes, kept, self._config.num_layers, hit, tokens, self._chunk)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"

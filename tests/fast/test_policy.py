@@ -1,0 +1,101 @@
+"""Which way a prompt takes, on a machine whose constants are about those of an H200 and an 8B model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.cost import Constants, CostModel
+from claa_sglang.policy import Hits, Policy
+
+STEP = PruneStep(prune_layer=15, keep_rate=0.2, score_layers=(12, 13, 14, 15))
+CONFIG = ClaaConfig(steps=(STEP,), num_layers=32)
+CHUNK = 8192
+# 16 ms for a forward of few rows, 210 ms for 8,192 rows without a prefix, 10 s for 131,072.
+H200 = Constants(per_pass=5e-4, per_row=7.2e-7, per_pair=2.7e-11, per_prune=1e-3)
+
+
+class World:
+    """A server with one policy and an endless prefix cache of one conversation or document."""
+
+    def __init__(self, auto: bool = True) -> None:
+        self.policy = Policy(CONFIG, CostModel(H200), CHUNK)
+        self.cached: dict[str, list[np.ndarray]] = {"dense": [], "pruned": []}
+        self.auto, self.ways = auto, []
+
+    def turn(self, prompt: list[int]) -> float:
+        """Seconds of the way that is taken."""
+        hits = Hits(*(self.hit(prompt, way) for way in ("dense", "pruned")))
+        uses = self.policy.note(prompt, "", hits)
+        choice = self.policy.choose(len(prompt), (STEP,), hits, uses)
+        prune = choice.prune and self.auto
+        assert choice.reason.startswith("pruned is faster" if choice.prune else "dense")
+        self.ways.append("pruned" if prune else "dense")
+        self.cached[self.ways[-1]].append(np.array(prompt))
+        work = (
+            self.policy._pruned((STEP,), hits.pruned, len(prompt))
+            if prune
+            else self.policy._dense(hits.dense, len(prompt))
+        )
+        return self.policy.cost.seconds(work)
+
+    def hit(self, prompt: list[int], way: str) -> int:
+        shared = 0
+        for known in self.cached[way]:
+            length = min(len(known), len(prompt))
+            differ = np.flatnonzero(known[:length] != np.array(prompt[:length]))
+            shared = max(shared, int(differ[0]) if differ.size else length)
+        return min(shared, len(prompt) - (CONFIG.window if way == "pruned" else 1))
+
+
+def chat(world: World, first: int, last: int, turns: int) -> float:
+    lengths = [first + (last - first) * i // turns for i in range(turns + 1)]
+    return sum(world.turn([1] * length) for length in lengths)
+
+
+@pytest.mark.parametrize("tokens", [4096, 10_240, 131_072])
+def test_a_long_cold_prompt_is_pruned(tokens: int) -> None:
+    world = World()
+    assert world.turn([1] * tokens) < 0.7 * World(auto=False).turn([1] * tokens)
+    assert world.ways == ["pruned"]
+
+
+@pytest.mark.parametrize("first", [500, 1030, 1500, 2100])
+def test_a_growing_chat_costs_no_more_than_stock(first: int) -> None:
+    world = World()
+    assert chat(world, first, 32_000, 60) <= 1.02 * chat(World(auto=False), first, 32_000, 60)
+    assert world.ways[-50:] == ["dense"] * 50
+
+
+def test_a_chat_over_a_long_document_never_costs_more_than_twice_stock() -> None:
+    stock = chat(World(auto=False), 16_000, 32_000, 60)
+    assert chat(World(), 16_000, 32_000, 60) <= 2 * stock
+
+
+def test_a_few_questions_over_a_long_document_stay_pruned() -> None:
+    world = World()
+    for question in range(5):
+        world.turn([1] * 32_768 + [2 + question] * 64)
+    assert world.ways == ["pruned"] * 5
+
+
+def test_many_questions_over_a_document_end_dense_and_cached() -> None:
+    world, stock = World(), World(auto=False)
+    prompts = [[1] * 32_768 + [2 + question] * 64 for question in range(60)]
+    total = sum(map(world.turn, prompts))
+    assert world.ways[0] == "pruned" and set(world.ways[-30:]) == {"dense"}
+    assert total <= 2 * sum(map(stock.turn, prompts))
+
+
+def test_dense_over_a_dense_prefix() -> None:
+    world = World(auto=False)
+    world.turn([1] * 10_000)
+    world.auto = True
+    world.turn([1] * 10_200)
+    assert world.ways == ["dense", "dense"]
+
+
+def test_a_keep_rate_of_one_never_pays() -> None:
+    step = PruneStep(prune_layer=15, keep_rate=1.0, score_layers=(15,))
+    assert not World().policy.choose(50_000, (step,), Hits(0, 0), 0).prune
