@@ -7,8 +7,7 @@ So a slow phase of the machine changes both sides of a ratio, not the ratio.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
 from rich.console import Console
@@ -152,76 +151,76 @@ def _verdicts(row: Row, stock: float | None) -> dict[str, tuple[str, bool]]:
     return found
 
 
-# --- the table ---
+# --- the tables ---
 
 
 def print_record(record: Record, console: Console | None = None) -> None:
-    """The table of a record, and under it what it was measured on."""
-    console = console or Console()
+    """One table per scenario, and what it was measured on and with."""
+    console = console or Console(width=max(120, Console().width))
+    versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
+    console.print(f"[bold]{record.model}[/], prune layer {record.prune_layer} of {record.shape['num_hidden_layers']}")
+    console.print(f"{record.device}; {versions}; {record.date}", highlight=False)
     lines = rows(record)
-    if lines:
-        console.print(_times(record, lines))
+    for scenario in dict.fromkeys(line.scenario for line in lines):
+        console.print(_times(scenario, [line for line in lines if line.scenario == scenario]))
     if any(line.step_bytes for line in lines):
         console.print(_steps(lines))
     if any(series.rate is not None for series in record.series):
         console.print(_rates(record))
+    if lines:
+        console.print("ratios: medians of the ratios within rounds", highlight=False)
     for engine in record.engines:
-        console.print(f"engine {engine['name']}: started in {engine['seconds']:.0f} s, beside the others")
+        took = f"{engine['name']} {engine['seconds']:.0f} s"
+        console.print(f"engine start: {took}, {engine['attention_backend']}", highlight=False)
     if "startup_seconds" in record.claa:
-        console.print(f"of which the plugin says it took {record.claa['startup_seconds']:.2f} s")
+        console.print(f"plugin's own time at start: {record.claa['startup_seconds']:.2f} s", highlight=False)
     if record.stopped:
         console.print(f"[yellow]incomplete: {record.stopped}")
 
 
-def _times(record: Record, lines: list[Row]) -> Table:
-    versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
-    table = Table(title=f"{record.model}, prune layer {record.prune_layer}, {record.device}\n{versions}, {record.date}")
-    for name, justify in (
-        ("scenario", "left"),
-        ("tokens", "right"),
-        ("chunk", "right"),
-        ("what", "left"),
-        ("who", "left"),
-        ("median", "right"),
-        ("min to max", "right"),
-        ("of stock", "right"),
-        ("bound", "right"),
-        ("plain sum", "right"),
-        ("of bound", "right"),
-        ("target", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    previous: Any = None
-    for line in lines:
-        if previous is not None and (line.scenario, line.tokens, line.chunk) != previous:
-            table.add_section()
-        previous = (line.scenario, line.tokens, line.chunk)
-        counts = line.quantity == variants.PRUNED_TURNS
-        show = str if counts else milliseconds
-        table.add_row(
-            line.scenario,
-            f"{line.tokens:,}" if line.tokens else "",
-            f"{line.chunk:,}",
-            line.quantity,
-            line.variant,
-            show(line.median),
-            f"{show(line.low)} to {show(line.high)}",
-            _ratio(line.of_stock),
-            milliseconds(line.bound),
-            milliseconds(line.plain_sum),
-            _ratio(line.of_bound),
-            "; ".join(_verdict(kind, *verdict) for kind, verdict in line.verdicts.items()),
-        )
-    table.caption = (
-        f"milliseconds; {record.settings['rounds']} rounds; a ratio is the median of the ratios within rounds. "
-        "bound: early(N) + late(kN), in second-turn 1.1 late(kN) + stock's own; plain sum: with what a request pays "
-        "once counted twice"
-    )
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "tokens": lambda row: f"{row.tokens:,}",
+    "chunk": lambda row: f"{row.chunk:,}",
+    "what": lambda row: row.quantity,
+    "who": lambda row: row.variant,
+    "rounds": lambda row: str(row.count),
+    "median ms": lambda row: _value(row, row.median),
+    "min to max": lambda row: f"{_value(row, row.low)} to {_value(row, row.high)}",
+    "of stock": lambda row: _ratio(row.of_stock),
+    "bound": lambda row: milliseconds(row.bound),
+    "plain sum": lambda row: milliseconds(row.plain_sum),
+    "of bound": lambda row: _ratio(row.of_bound),
+    "target": lambda row: "; ".join(_verdict(kind, *verdict) for kind, verdict in row.verdicts.items()),
+}
+_CAPTIONS = {
+    "cold": "bound: early(N) + late(kN); plain sum: the same with what a request pays once counted twice",
+    "second-turn": f"bound: stock's own second turn + {SECOND_TURN} late(kN)",
+}
+
+
+def _times(scenario: str, lines: list[Row]) -> Table:
+    """Columns in which nothing stands are left out."""
+    table = Table(title=scenario, caption=_CAPTIONS.get(scenario), title_justify="left", caption_justify="left")
+    columns = {name: [show(line) for line in lines] for name, show in _COLUMNS.items()}
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("what", "who", "target") else "right")
+    for index, cells in enumerate(zip(*columns.values(), strict=True)):
+        last = lines[index + 1 : index + 2]
+        table.add_row(*cells, end_section=bool(last) and last[0].tokens != lines[index].tokens)
     return table
 
 
 def _steps(lines: list[Row]) -> Table:
-    table = Table("tokens", "who", "GB read per step", "TB/s", "of the memory's peak", title="a decoding step")
+    table = Table(
+        "tokens",
+        "who",
+        "GB read per step",
+        "TB/s",
+        "of the memory's peak",
+        title="decode: one step",
+        title_justify="left",
+    )
     for line in lines:
         if line.step_bytes:
             share = "" if line.bandwidth_share is None else f"{line.bandwidth_share:.0%}"
@@ -233,8 +232,8 @@ def _steps(lines: list[Row]) -> Table:
 
 
 def _rates(record: Record) -> Table:
-    title = "TTFT of requests that arrive at random (sglang.benchmark.serving), ms"
-    table = Table("requests per s", "tokens", "who", "requests", "p50", "p99", title=title)
+    title = "rates: TTFT of requests that arrive at random (sglang.benchmark.serving)"
+    table = Table("requests per s", "tokens", "who", "requests", "p50 ms", "p99 ms", title=title, title_justify="left")
     for series in record.series:
         if series.rate is not None and series.samples:
             middle, high = percentiles(series.samples)
@@ -263,6 +262,10 @@ def milliseconds(seconds: float | None) -> str:
         return ""
     value = 1000 * seconds
     return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 10_000 else f"{value:,.0f}"
+
+
+def _value(row: Row, value: float) -> str:
+    return f"{value:g}" if row.quantity == variants.PRUNED_TURNS else milliseconds(value)
 
 
 def _ratio(value: float | None) -> str:
