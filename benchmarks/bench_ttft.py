@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import shapes
-from benchmarks.ttft import plot, rates, record, report, setup, startup, variants
+from benchmarks.ttft import plot, rates, record, report, setup, startup
 from benchmarks.ttft.run import Budget, How, OutOfTime, Run
 from benchmarks.ttft.scenarios import SCENARIOS
 from benchmarks.ttft.settings import CPU_DEFAULTS, GPU_DEFAULTS, HELP, Chat, Settings
@@ -40,8 +40,7 @@ def main(argv: list[str]) -> int:
         return render(args.plot)
     budget = Budget(args.budget_seconds)
     device, bandwidth = record.device()
-    gpu = bandwidth is not None
-    if not gpu:
+    if not (gpu := bandwidth is not None):
         enter_cpu_environment()
     settings = settings_of(args, gpu)
     with contextlib.ExitStack() as stack:
@@ -126,11 +125,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         elif isinstance(gpu, list):
             kind = {"type": type(gpu[0]), "nargs": "+"}
         group.add_argument("--" + name.replace("_", "-"), help=f"{text} [{gpu} / {cpu}]", **kind)
-    args = parser.parse_args(argv)
-    if not variants.HAS_POLICY and "growing-chat" in args.scenarios:
-        print("growing-chat left out: this version of claa-sglang has no policy", file=sys.stderr)
-        args.scenarios = [name for name in args.scenarios if name != "growing-chat"]
-    return args
+    return parser.parse_args(argv)
 
 
 def settings_of(args: argparse.Namespace, gpu: bool) -> Settings:

@@ -67,8 +67,7 @@ class Run:
 
     def engine_options(self, scenarios: list[str], chunk: int) -> dict[str, dict[str, Any]]:
         """Options of each engine that `scenarios` need, by name."""
-        needs = setup.kv_needs(self.settings, scenarios)
-        options = setup.engine_options(self.model, self.settings, chunk, needs, self.how.gpu)
+        options = setup.engine_options(self.model, self.settings, chunk, scenarios, self.how.gpu)
         return {name: {**own, "log_level": self.how.log_level} for name, own in options.items()}
 
     def scenarios(self, names: list[str], chunk: int) -> None:

@@ -78,8 +78,8 @@ GPU_DEFAULTS = Settings(
     rounds=5,
     warm_rounds=1,
     mixed_gap=0.1,
-    rates=[0.5, 1.0, 1.5, 2.0],
-    rate_tokens=16_384,
+    rates=[1.0, 2.0, 3.0, 4.0],
+    rate_tokens=10_240,
     rate_requests=60,
 )
 CPU_DEFAULTS = Settings(

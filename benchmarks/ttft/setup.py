@@ -16,13 +16,22 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from benchmarks import shapes
 from benchmarks.ttft.bound import Depth
-from benchmarks.ttft.settings import CHAT_ANSWER, DECODE_TOKENS, MIXED_SHORTS, QUESTION, SHORT, Settings
+from benchmarks.ttft.settings import (
+    CHAT_ANSWER,
+    DECODE_TOKENS,
+    DENSE_TOKENS,
+    MIXED_SHORTS,
+    QUESTION,
+    SHORT,
+    TURN_ANSWER,
+    Settings,
+)
 from claa_sglang import small_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +47,11 @@ class Model(msgspec.Struct, frozen=True):
     options: dict[str, Any]
     itemsize: int
     prune_layer: int
+
+    @property
+    def random(self) -> bool:
+        """Whether its weights are."""
+        return self.options.get("load_format") == "dummy"
 
     @property
     def depth(self) -> Depth:
@@ -62,36 +76,39 @@ def open_model(path: Path | None, shape: str | None, prune_layer: int | None, gp
     return Model(shape or path.name, config, options, POOL_DTYPE_BYTES[dtype], prune_layer)
 
 
-def engine_options(model: Model, settings: Settings, chunk: int, needs: dict[str, int], gpu: bool) -> dict[str, Any]:
-    """Options of each engine that `needs` names, which maps it to the tokens of KV it must hold.
+def engine_options(
+    model: Model, settings: Settings, chunk: int, scenarios: Iterable[str], gpu: bool
+) -> dict[str, dict[str, Any]]:
+    """Options of each engine that `scenarios` (names of scenarios.SCENARIOS, "rates" or "startup") need, by name.
 
-    Engines are told their KV size, as each would otherwise take what memory the others left.
+    Engines are told how many tokens of KV to have, as each would otherwise take all memory that the others left. Raises
+    ValueError for a prompt longer than the model's positions; a shape with random weights is given more of them.
     """
-    common = {**model.options, "chunked_prefill_size": chunk, "random_seed": 0}
-    # Near all memory: the KV size is given, and a margin of each engine's own would be taken off the others' as well.
-    common |= {"mem_fraction_static": 0.95} if gpu else CPU_OPTIONS
-    longest = max(needs.values())
-    depth = model.depth
-    own = {
-        "stock": {},
-        "claa": {"enable_claa": True, "claa_prune_layer": model.prune_layer},
-        "early": {"num_hidden_layers": depth.early},
-        "late": {"num_hidden_layers": depth.late},
+    demands = [demand(settings, name) for name in scenarios]
+    overrides: dict[str, dict[str, Any]] = {
+        "early": {"num_hidden_layers": model.depth.early},
+        "late": {"num_hidden_layers": model.depth.late},
         "one": {"num_hidden_layers": 1},
     }
-    result = {}
-    for name, tokens in needs.items():
-        overrides = own[name] if name not in ("stock", "claa") else {}
-        flags = own[name] if name in ("stock", "claa") else {}
-        if model.options.get("load_format") == "dummy" and longest > model.config["max_position_embeddings"]:
-            # As many tokens as the shape has positions leave none for an answer. Random weights do not mind more.
-            overrides = {**overrides, "max_position_embeddings": longest}
-        result[name] = {**common, "max_total_tokens": tokens, **flags}
-        if overrides:
-            result[name]["json_model_override_args"] = json.dumps(overrides)
-    return result
+    longest, positions = max(need.longest for need in demands), model.config["max_position_embeddings"]
+    more = {}
+    if model.random and longest + SLACK > positions:
+        more = {"max_position_embeddings": longest + SLACK}
+    elif longest >= positions:
+        raise ValueError(f"{model.name} has {positions} positions, too few for {longest} tokens: shorten the prompts")
+    common = {**model.options, "chunked_prefill_size": chunk, "random_seed": 0, **(GPU_OPTIONS if gpu else CPU_OPTIONS)}
+    options = {}
+    for name, tokens in kv_tokens(demands, max(settings.keep_rates)).items():
+        options[name] = {**common, "max_total_tokens": tokens}
+        if name == "claa":
+            options[name] |= {"enable_claa": True, "claa_prune_layer": model.prune_layer}
+        if changed := {**overrides.get(name, {}), **more}:
+            options[name]["json_model_override_args"] = json.dumps(changed)
+    return options
 
 
+# The size of the KV is given; a margin that each engine leaves would only be taken off what the others find.
+GPU_OPTIONS = {"mem_fraction_static": 0.95}
 CPU_OPTIONS = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -101,34 +118,43 @@ CPU_OPTIONS = {
 }
 
 
-def kv_needs(settings: Settings, scenarios: Iterable[str]) -> dict[str, int]:
-    """Tokens of KV that each engine must hold for `scenarios` (names of scenarios.SCENARIOS), by engine."""
-    stock = [0]
-    bounded = [0]  # prompts whose bound is measured
-    for name in scenarios:
-        match name:
-            case "cold":
-                stock += settings.lengths
-                bounded += settings.lengths
-            case "dense":
-                stock += settings.dense_lengths
-            case "shared-prefix" | "second-turn":
-                stock += [3 * n // 2 + QUESTION for n in settings.prefix_lengths]
-                bounded += settings.prefix_lengths if name == "second-turn" else []
-            case "growing-chat":
-                stock.append(settings.chat.last + settings.chat.turns * CHAT_ANSWER)
-            case "mixed":
-                stock += [n + MIXED_SHORTS * SHORT for n in settings.mixed_lengths]
-            case "decode":
-                stock += [settings.decode_batch * (n + 2 * DECODE_TOKENS) for n in settings.decode_lengths]
-            case "burst":
-                stock += [n * c for n in settings.burst_lengths for c in settings.concurrency]
-            case "rates":
-                # Requests queue when this is full, in both servers alike.
-                stock.append(16 * settings.rate_tokens)
-    keep = max(settings.keep_rates)
-    needs = {"stock": max(stock) + SLACK, "claa": int(max(stock) * (1 + keep)) + SLACK}
-    if max(bounded):
-        needs["early"] = max(bounded) + SLACK
-        needs["late"] = needs["one"] = int(keep * max(bounded)) + SLACK
-    return needs
+class Demand(NamedTuple):
+    """What a scenario takes: its longest prompt, tokens of KV in a stock engine, longest prompt with a bound; or 0."""
+
+    longest: int
+    tokens: int
+    bounded: int = 0
+
+
+def demand(settings: Settings, scenario: str) -> Demand:
+    """What `scenario` takes. Raises KeyError for a name that is none."""
+    prefix, burst, decoded = (
+        max(n) for n in (settings.prefix_lengths, settings.burst_lengths, settings.decode_lengths)
+    )
+    cold, mixed, chat = max(settings.lengths), max(settings.mixed_lengths), settings.chat
+    second = prefix + TURN_ANSWER + QUESTION
+    return {
+        "cold": Demand(cold, cold, cold),
+        "dense": Demand(max(settings.dense_lengths), max(settings.dense_lengths) + DENSE_TOKENS),
+        "second-turn": Demand(second, second, prefix),
+        "shared-prefix": Demand(prefix, 2 * prefix),
+        "burst": Demand(burst, burst * max(settings.concurrency)),
+        "mixed": Demand(mixed, mixed + MIXED_SHORTS * SHORT),
+        "growing-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER),
+        "decode": Demand(decoded, settings.decode_batch * (decoded + 2 * DECODE_TOKENS)),
+        # Requests queue when this is full, in both servers alike.
+        "rates": Demand(settings.rate_tokens, 16 * settings.rate_tokens),
+        "startup": Demand(0, 0),
+    }[scenario]
+
+
+def kv_tokens(demands: Iterable[Demand], keep_rate: float) -> dict[str, int]:
+    """Tokens of KV of each engine that is needed, by its name. keep_rate: the highest."""
+    demands = list(demands)
+    tokens, bounded = max(need.tokens for need in demands), max(need.bounded for need in demands)
+    # A pruned request has a late slot for every kept token, beside the slots of its prompt.
+    engines = {"stock": tokens + SLACK, "claa": int((1 + keep_rate) * tokens) + SLACK}
+    if bounded:
+        kept = int(keep_rate * bounded) + SLACK
+        engines |= {"early": bounded + SLACK, "late": kept, "one": kept}
+    return engines

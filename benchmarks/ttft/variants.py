@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from claa_sglang.request import allowed_keys
-
 STOCK = "stock"
 CLAA = "--enable-claa"  # a whole server
 DENSE = "dense, flag on"  # the pruned engine, told to run this request dense
 EARLY = "early(N)"
 TTFT, PER_TOKEN, START = "TTFT", "time per output token", "start"
 SHORT_TTFT, LONG_TTFT, SUM_TTFT, PRUNED_TURNS = "TTFT of the short", "TTFT of the long", "sum of TTFT", "turns pruned"
-# The option is new; without it every request is what `always` means.
-HAS_POLICY = "policy" in allowed_keys()
 
 
 def keep(rate: float) -> str:
@@ -43,4 +39,4 @@ def total(count: int) -> str:
 
 def options(rate: float, policy: str = "always") -> dict[str, Any]:
     """`custom_params["claa"]` of a request pruned to `rate`."""
-    return {"keep_rate": rate, **({"policy": policy} if HAS_POLICY else {})}
+    return {"keep_rate": rate, "policy": policy}
