@@ -34,7 +34,7 @@ OTHERS = {"rates": rates.measure, "startup": startup.measure}  # they start what
 
 
 def main(argv: list[str]) -> int:
-    """Measure, or render earlier runs; 1 where the budget cut a run short."""
+    """Measure, or render earlier runs; 1 where the budget cut a run short, or something failed."""
     args = parse_args(argv)
     if args.plot:
         return render(args.plot)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
             run.save()
     report.print_record(result)
     print(args.out)
-    return int(bool(result.stopped))
+    return int(bool(result.stopped or result.errors))
 
 
 def measure(run: Run, scenarios: list[str]) -> None:

@@ -156,6 +156,8 @@ async def _ask(engine: Any, request: Request, start: float) -> Answer:
     async for last in stream:
         chunks.append((time.perf_counter() - start, last["meta_info"]["completion_tokens"]))
     meta = last["meta_info"]
+    if len(last["output_ids"]) != request.new_tokens:
+        raise RuntimeError(f"{len(last['output_ids'])} tokens came back, {request.new_tokens} were asked for: {meta}")
     return Answer(
         sent=sent,
         chunks=chunks,

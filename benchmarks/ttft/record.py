@@ -36,9 +36,9 @@ class Record(msgspec.Struct, kw_only=True):
 
     command, date: how and when (UTC). model: name. shape: its config.json. itemsize: bytes per weight and per cached
     number. device: GPU, or the processor under the CPU engine. bandwidth: bytes per second the memory of the GPU can
-    move; None where unknown. prune_layer: p. settings: every option, as given or by default. engines: seconds each took
-    to start, its attention backend and options. claa: what the pruned engine says of itself. stopped: why the run ended
-    early, "" if it did not.
+    move; None without a GPU. prune_layer: p. settings: every option, as given or by default. engines: seconds each took
+    to start, its attention backend and options. claa: what the pruned engine says of itself. errors: points that
+    failed, and why; rounds they had finished stay. stopped: why the run ended early, "" if it did not.
     """
 
     command: str
@@ -54,6 +54,7 @@ class Record(msgspec.Struct, kw_only=True):
     engines: list[dict[str, Any]] = []
     claa: dict[str, Any] = {}
     series: list[Series] = []
+    errors: list[str] = []
     stopped: str = "not finished"
     version: int = VERSION
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.ttft import targets, variants
@@ -174,6 +175,8 @@ def print_record(record: Record, console: Console | None = None) -> None:
         console.print(f"engine start: {took}, {engine['attention_backend']}", highlight=False)
     if "startup_seconds" in record.claa:
         console.print(f"plugin's own time at start: {record.claa['startup_seconds']:.2f} s", highlight=False)
+    for error in record.errors:
+        console.print(f"[red]failed:[/] {escape(error)}", highlight=False)
     if record.stopped:
         console.print(f"[yellow]incomplete: {record.stopped}")
 

@@ -91,13 +91,21 @@ class Run:
                             self.rounds(name, tokens, chunk, once)
 
     def rounds(self, scenario: str, tokens: int, chunk: int, once: Callable[[int], Samples]) -> None:
-        """Warm up, then time: `once` gets the index of the round. A round is on record as a whole or not at all."""
+        """Warm up, then time: `once` gets the index of the round. A round is on record as a whole or not at all.
+
+        Where a round fails, that is put on record and the point is left: what else the run was to measure still counts.
+        """
         warm, took = self.settings.warm_rounds, 0.0
         bar = tqdm(range(warm + self.settings.rounds), desc=f"{scenario}, {tokens} tokens", unit="round")
         for index in bar:
             self.budget.check(took)
             started = self.budget.used
-            samples = once(index)
+            try:
+                samples = once(index)
+            except RuntimeError as error:
+                self.result.errors.append(f"{scenario}, {tokens} tokens, chunk {chunk}, round {index}: {error}")
+                self.save()
+                return
             took = self.budget.used - started
             if index >= warm:
                 self.result.add({"scenario": scenario, "tokens": tokens, "chunk": chunk}, samples)

@@ -422,6 +422,27 @@ def test_a_budget_ends_before_it_is_exceeded() -> None:
         budget.check(90.0)
 
 
+def test_what_fails_is_on_record_and_the_rest_goes_on(tmp_path: Path) -> None:
+    made = record(stopped="")
+    how = run.How(gpu=False, one_at_a_time=False, start_in_turn=False, log_level="error")
+    running = run.Run(model(), CPU_DEFAULTS, how, run.Budget(None), made, tmp_path / "r.json")
+
+    def once(index: int) -> scenarios.Samples:
+        if index == 3:
+            raise RuntimeError("this request was to run pruned: [x]")
+        return {(TTFT, STOCK): float(index)}
+
+    running.rounds("cold", 1024, 2048, once)
+    running.rounds("cold", 2048, 2048, lambda index: {(TTFT, STOCK): 1.0})
+    saved = load(tmp_path / "r.json")
+    # Round 0 warms up.
+    assert [(series.tokens, series.samples) for series in saved.series] == [(1024, [1.0, 2.0]), (2048, [1.0] * 5)]
+    assert saved.errors == ["cold, 1024 tokens, chunk 2048, round 3: this request was to run pruned: [x]"]
+    out = io.StringIO()
+    report.print_record(saved, Console(file=out, width=160))
+    assert "failed: cold, 1024" in out.getvalue() and "[x]" in out.getvalue()
+
+
 def test_earlier_results_are_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(full_record(), tmp_path / "a.json")
     assert bench_ttft.main(["--plot", str(tmp_path / "a.json")]) == 0
