@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +74,20 @@ class Run:
     def scenarios(self, names: list[str], chunk: int) -> None:
         """Measure the scenarios `names`, of SCENARIOS, with engines of this chunk size. Raises OutOfTime."""
         options = self.engine_options(names, chunk)
+        shared = same_model(options.get("late"), options.get("early"))
+        if shared:
+            del options["late"]  # `early` serves whole prompts: it is the larger
         for group in [[name] for name in options] if self.how.one_at_a_time else [list(options)]:
             with contextlib.ExitStack() as stack:
                 engines = self._start({name: options[name] for name in group}, stack)
+                if shared and "early" in engines:
+                    engines["late"] = engines["early"]
                 lab = Lab(engines, self.settings, self.model.config["vocab_size"])
                 for name in names:
                     scenario = SCENARIOS[name]
-                    for tokens in scenario.points(self.settings):
-
-                        def once(
-                            index: int, lab: Lab = lab, round: Any = scenario.round, tokens: int = tokens
-                        ) -> Samples:
-                            lab.index = index
-                            return round(lab, tokens)
-
-                        if set(scenario.engines) & set(engines):
-                            self.rounds(name, tokens, chunk, once)
+                    if set(scenario.engines) & set(engines):
+                        for tokens in scenario.points(self.settings):
+                            self.rounds(name, tokens, chunk, partial(lab.serve, scenario.round, tokens))
 
     def rounds(self, scenario: str, tokens: int, chunk: int, once: Callable[[int], Samples]) -> None:
         """Warm up, then time: `once` gets the index of the round. A round is on record as a whole or not at all.
@@ -112,11 +111,8 @@ class Run:
                 self.save()
 
     def _start(self, options: dict[str, dict[str, Any]], stack: contextlib.ExitStack) -> dict[str, EngineProcess]:
-        """Start engines, and wait for all. Two that would differ in the size of their KV only are one, the larger."""
+        """Start engines, all together unless told otherwise, and wait for them."""
         engines: dict[str, EngineProcess] = {}
-        shared = same_model(options.get("late"), options.get("early"))
-        if shared:
-            del options["late"]  # `early` serves whole prompts: it is the larger
         with tqdm(total=len(options), desc="starting engines", unit="engine") as bar:
             for name, own in options.items():
                 engines[name] = EngineProcess(own)
@@ -128,7 +124,7 @@ class Run:
                     engine.wait()
                 self._started(name, engine)
                 bar.update()
-        return engines | ({"late": engines["early"]} if shared else {})
+        return engines
 
     def _started(self, name: str, engine: EngineProcess) -> None:
         """Put it on record. Raises RuntimeError where it got less memory than it needs."""
@@ -141,9 +137,11 @@ class Run:
             )
         if name == "claa":
             self.result.claa = info["claa"]
-        backend = info.get("attention_backend")
+        # Paths belong to the machine, not to the result.
+        options = {key: value for key, value in engine.options.items() if key != "model_path"}
+        backend = info["attention_backend"]
         self.result.engines.append(
-            {"name": name, "seconds": engine.seconds, "attention_backend": backend, "options": engine.options}
+            {"name": name, "seconds": engine.seconds, "attention_backend": backend, "options": options}
         )
         self.save()
 

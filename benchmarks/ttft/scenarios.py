@@ -58,6 +58,11 @@ class Lab:
         rng = self._rng if seed is None else random.Random(seed)
         return rng.choices(self._tokens, k=tokens)
 
+    def serve(self, round: Callable[[Lab, int], Samples], tokens: int, index: int) -> Samples:
+        """Round number `index` of a scenario at prompts of `tokens`."""
+        self.index = index
+        return round(self, tokens)
+
     def round(self, turns: list[Turn], flush: bool = True) -> Samples:
         """Values of every turn whose engine lives."""
         samples: Samples = {}
