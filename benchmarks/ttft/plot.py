@@ -34,6 +34,9 @@ def draw(record: Record, path: Path) -> bool:
     )
     for axis, panel in zip(axes[0], panels, strict=True):
         panel(axis, cold if panel is _lengths else rated)
+        axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"{record.model}, {record.device}", fontsize="medium")
@@ -52,9 +55,9 @@ def _lengths(axis: Any, cold: list[Row]) -> None:
             lines[row.variant + (f", chunk {row.chunk}" if len(chunks) > 1 else "")].append(row)
     for name, line in lines.items():
         line.sort(key=lambda row: row.tokens)
-        bars = [[row.median - row.low for row in line], [row.high - row.median for row in line]]
+        bars = [[row.value.median - row.value.low for row in line], [row.value.high - row.value.median for row in line]]
         tokens = [row.tokens for row in line]
-        drawn = axis.errorbar(tokens, [row.median for row in line], bars, marker="o", capsize=3, label=name)
+        drawn = axis.errorbar(tokens, [row.value.median for row in line], bars, marker="o", capsize=3, label=name)
         bounded = [row for row in line if row.bound is not None]
         if bounded:
             axis.plot(
@@ -66,7 +69,6 @@ def _lengths(axis: Any, cold: list[Row]) -> None:
             )
     ticks = sorted({row.tokens for row in cold})
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.set_xlabel("prompt tokens")
     axis.set_ylabel("TTFT of one request, s")
@@ -81,6 +83,5 @@ def _rates(axis: Any, rated: list[Any]) -> None:
         (drawn,) = axis.plot(rates, [middle for middle, _ in points], marker="o", label=f"{name}, p50")
         axis.plot(rates, [high for _, high in points], "--", marker="o", color=drawn.get_color(), label=f"{name}, p99")
     lengths = statistics.median(series.tokens for series in rated)
-    axis.set_yscale("log")
     axis.set_xlabel(f"requests of {lengths:,.0f} tokens per second")
     axis.set_ylabel("TTFT, s")

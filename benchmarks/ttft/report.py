@@ -19,12 +19,21 @@ from benchmarks.ttft.bound import Depth, bound_seconds, late_seconds, step_bytes
 from benchmarks.ttft.record import Record, Series
 from benchmarks.ttft.settings import DECODE_TOKENS
 
+WIDTH = 150  # characters that the widest table needs, also where the output is no terminal
 SECOND_TURN = 1.1  # times late(kN) a second turn may take on top of stock's own
 _HELPERS = ("late layers", "one layer")  # variants that only serve a bound
 
 
+class Spread(msgspec.Struct, frozen=True):
+    """Median, least and most of samples."""
+
+    median: float
+    low: float
+    high: float
+
+
 class Row(msgspec.Struct, kw_only=True):
-    """One line of the table. Times in seconds; ratios are medians of the ratios within rounds.
+    """One line of the table. Times in seconds; ratios are those within rounds.
 
     bound: early(N) + late(kN), or what the target of a second turn allows. plain_sum: with what a request pays once
     counted twice. step_bytes, bandwidth_share: of a decoding step; the share is of what the memory can move. verdicts:
@@ -37,12 +46,10 @@ class Row(msgspec.Struct, kw_only=True):
     quantity: str
     variant: str
     count: int
-    median: float
-    low: float
-    high: float
-    of_stock: float | None = None
+    value: Spread
+    of_stock: Spread | None = None
     bound: float | None = None
-    of_bound: float | None = None
+    of_bound: Spread | None = None
     plain_sum: float | None = None
     step_bytes: float | None = None
     bandwidth_share: float | None = None
@@ -63,6 +70,11 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(over, under, strict=False)]
 
 
+def spread(values: Sequence[float]) -> Spread:
+    """Of one value or more."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
 def _row(record: Record, series: Series) -> Row:
     values = series.samples
     row = Row(
@@ -72,17 +84,15 @@ def _row(record: Record, series: Series) -> Row:
         quantity=series.quantity,
         variant=series.variant,
         count=len(values),
-        median=statistics.median(values),
-        low=min(values),
-        high=max(values),
+        value=spread(values),
     )
     rate = keep_rate(series.variant)
     stock = _sibling(record, series, variants.STOCK)
     if series.variant != variants.STOCK and stock and series.quantity != variants.PRUNED_TURNS:
-        row.of_stock = statistics.median(ratios(values, stock))
+        row.of_stock = spread(ratios(values, stock))
     if rate is not None and (bound := bounds(record, series, rate)):
         row.bound = statistics.median(bound)
-        row.of_bound = statistics.median(ratios(values, bound))
+        row.of_bound = spread(ratios(values, bound))
     if series.scenario == "cold" and rate is not None:
         early, late = (_sibling(record, series, name) for name in (variants.EARLY, variants.late(rate)))
         sums = [a + b for a, b in zip(early, late, strict=False)]
@@ -93,7 +103,7 @@ def _row(record: Record, series: Series) -> Row:
         row.step_bytes = step_bytes(
             record.shape, record.itemsize, batch, series.tokens, DECODE_TOKENS / 2, depth, 1.0 if rate is None else rate
         )
-        row.bandwidth_share = row.step_bytes / row.median / record.bandwidth if record.bandwidth else None
+        row.bandwidth_share = row.step_bytes / row.value.median / record.bandwidth if record.bandwidth else None
     if record.model == targets.SHAPE:
         row.verdicts = _verdicts(row, statistics.median(stock) if stock else None)
     return row
@@ -140,9 +150,9 @@ def _sibling(record: Record, series: Series, variant: str) -> list[float]:
 
 def _verdicts(row: Row, stock: float | None) -> dict[str, tuple[str, bool]]:
     values = {
-        targets.OF_STOCK: row.of_stock,
-        targets.OF_BOUND: row.of_bound,
-        targets.SECONDS: None if stock is None else row.median - stock,
+        targets.OF_STOCK: row.of_stock and row.of_stock.median,
+        targets.OF_BOUND: row.of_bound and row.of_bound.median,
+        targets.SECONDS: None if stock is None else row.value.median - stock,
     }
     found: dict[str, tuple[str, bool]] = {}
     for kind, value in values.items():
@@ -157,9 +167,10 @@ def _verdicts(row: Row, stock: float | None) -> dict[str, tuple[str, bool]]:
 
 def print_record(record: Record, console: Console | None = None) -> None:
     """One table per scenario, and what it was measured on and with."""
-    console = console or Console(width=max(120, Console().width))
+    console = console or Console(width=max(WIDTH, Console().width))
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
-    console.print(f"[bold]{record.model}[/], prune layer {record.prune_layer} of {record.shape['num_hidden_layers']}")
+    layers, chunks = record.shape["num_hidden_layers"], ", ".join(map(str, record.settings["chunks"]))
+    console.print(f"[bold]{record.model}[/], prune layer {record.prune_layer} of {layers}, chunks of {chunks} tokens")
     console.print(f"{record.device}; {versions}; {record.date}", highlight=False)
     lines = rows(record)
     for scenario in dict.fromkeys(line.scenario for line in lines):
@@ -169,7 +180,7 @@ def print_record(record: Record, console: Console | None = None) -> None:
     if any(series.rate is not None for series in record.series):
         console.print(_rates(record))
     if lines:
-        console.print("ratios: medians of the ratios within rounds", highlight=False)
+        console.print("ratios: those within rounds, median (min to max)", highlight=False)
     for engine in record.engines:
         took = f"{engine['name']} {engine['seconds']:.0f} s"
         console.print(f"engine start: {took}, {engine['attention_backend']}", highlight=False)
@@ -187,8 +198,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "what": lambda row: row.quantity,
     "who": lambda row: row.variant,
     "rounds": lambda row: str(row.count),
-    "median ms": lambda row: _value(row, row.median),
-    "min to max": lambda row: f"{_value(row, row.low)} to {_value(row, row.high)}",
+    "median ms": lambda row: _value(row, row.value.median),
+    "min to max": lambda row: f"{_value(row, row.value.low)} to {_value(row, row.value.high)}",
     "of stock": lambda row: _ratio(row.of_stock),
     "bound": lambda row: milliseconds(row.bound),
     "plain sum": lambda row: milliseconds(row.plain_sum),
@@ -202,10 +213,12 @@ _CAPTIONS = {
 
 
 def _times(scenario: str, lines: list[Row]) -> Table:
-    """Columns in which nothing stands are left out."""
+    """Columns in which nothing stands are left out, and the chunk where there is one."""
     table = Table(title=scenario, caption=_CAPTIONS.get(scenario), title_justify="left", caption_justify="left")
     columns = {name: [show(line) for line in lines] for name, show in _COLUMNS.items()}
-    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    columns = {
+        name: cells for name, cells in columns.items() if any(cells) and (name != "chunk" or len(set(cells)) > 1)
+    }
     for name in columns:
         table.add_column(name, justify="left" if name in ("what", "who", "target") else "right")
     for index, cells in enumerate(zip(*columns.values(), strict=True)):
@@ -227,7 +240,7 @@ def _steps(lines: list[Row]) -> Table:
     for line in lines:
         if line.step_bytes:
             share = "" if line.bandwidth_share is None else f"{line.bandwidth_share:.0%}"
-            speed = line.step_bytes / line.median
+            speed = line.step_bytes / line.value.median
             table.add_row(
                 f"{line.tokens:,}", line.variant, f"{line.step_bytes / 1e9:.2f}", f"{speed / 1e12:.3f}", share
             )
@@ -271,8 +284,8 @@ def _value(row: Row, value: float) -> str:
     return f"{value:g}" if row.quantity == variants.PRUNED_TURNS else milliseconds(value)
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _ratio(ratio: Spread | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
 
 
 def _verdict(kind: str, text: str, met: bool) -> str:
