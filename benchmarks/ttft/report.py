@@ -184,8 +184,12 @@ def print_record(record: Record, console: Console | None = None) -> None:
     for engine in record.engines:
         took = f"{engine['name']} {engine['seconds']:.0f} s"
         console.print(f"engine start: {took}, {engine['attention_backend']}", highlight=False)
-    if "startup_seconds" in record.claa:
-        console.print(f"plugin's own time at start: {record.claa['startup_seconds']:.2f} s", highlight=False)
+    if spent := record.claa.get("startup_seconds"):
+        # The server's process is done with its part when the scheduler's begins.
+        total = sum(spent.values())
+        parts = " + ".join(f"{process} {seconds:.2f}" for process, seconds in spent.items())
+        verdict = _verdict("seconds", f"at most {targets.OWN_STARTUP:g}", total <= targets.OWN_STARTUP)
+        console.print(f"the plugin's own time in a start: {total:.2f} s ({parts}); {verdict}", highlight=False)
     for error in record.errors:
         console.print(f"[red]failed:[/] {escape(error)}", highlight=False)
     if record.stopped:

@@ -12,6 +12,7 @@ from benchmarks.ttft.variants import PER_TOKEN, TTFT, auto, keep
 
 SHAPE = "llama-3.1-8b"
 OF_STOCK, OF_BOUND, SECONDS = "of stock", "of bound", "seconds more than stock"
+OWN_STARTUP = 2.0  # seconds of a start that the plugin may take, in all processes; on any model and device
 PRUNED, AUTO = keep(0.2), auto(0.2)
 
 
@@ -54,7 +55,7 @@ TARGETS = (
     Target("decode", 32_768, PER_TOKEN, PRUNED, OF_STOCK, 0.85),
     Target("decode", 65_536, PER_TOKEN, PRUNED, OF_STOCK, 0.75),
     Target("burst", 16_384, variants.total(8), PRUNED, OF_STOCK, 0.62),
-    Target("startup", None, variants.START, variants.CLAA, SECONDS, 2.0),
+    Target("startup", None, variants.START, variants.CLAA, SECONDS, OWN_STARTUP),
 )
 
 

@@ -211,7 +211,7 @@ def test_every_target_can_be_reached_by_a_default_run_or_is_named_so() -> None:
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
-    made = record(engines=[{"name": "stock", "seconds": 1.5}], claa={"startup_seconds": 0.25})
+    made = record(engines=[{"name": "stock", "seconds": 1.5}], claa={"startup_seconds": {"server": 0.25}})
     fill(made, "cold", 1024, TTFT, stock=[0.1 + 0.2, 1e-9])
     save(made, tmp_path / "new" / "r.json")
     assert load(tmp_path / "new" / "r.json") == made
@@ -256,6 +256,15 @@ def test_the_table_has_every_claim() -> None:
     for words in ("4,096", "of bound", "0.618", "rates", "incomplete: out of time"):
         assert words in text
     assert "target" not in text  # no target at these lengths, so no such column
+
+
+@pytest.mark.parametrize(("scheduler", "verdict"), [(0.7, "2.00 s"), (0.8, "2.10 s")])
+def test_the_plugins_own_start_is_the_sum_of_its_processes(scheduler: float, verdict: str) -> None:
+    out = io.StringIO()
+    made = record(claa={"startup_seconds": {"server": 1.3, "scheduler": scheduler}})
+    report.print_record(made, Console(file=out, width=160))
+    assert f"{verdict} (server 1.30 + scheduler {scheduler:.2f})" in out.getvalue()
+    assert ("missed" in out.getvalue()) == (scheduler == 0.8)
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
