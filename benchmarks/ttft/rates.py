@@ -48,11 +48,12 @@ def measure(run: Run, servers: dict[str, dict[str, Any]], chunk: int) -> None:
             expected = max(took, settings.rate_requests / rate * len(cases))
             run.budget.check(expected)
             started = run.budget.used
+            point = {"scenario": "rates", "tokens": settings.rate_tokens, "chunk": chunk, "rate": rate}
+            series = {name: run.result.series_of(**point, quantity=TTFT, variant=name) for name, _, _ in cases}
             for name, url, claa in cases if index % 2 else cases[::-1]:
-                times = _client(url, model, settings.rate_tokens, settings.rate_requests, rate, _sampling(claa), home)
-                point = {"scenario": "rates", "tokens": settings.rate_tokens, "chunk": chunk}
-                series = run.result.series_of(**point, rate=rate, quantity=TTFT, variant=name)
-                series.samples += times
+                series[name].samples += _client(
+                    url, model, settings.rate_tokens, settings.rate_requests, rate, _sampling(claa), home
+                )
             took = run.budget.used - started
             run.save()
 

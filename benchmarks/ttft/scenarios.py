@@ -64,16 +64,16 @@ class Lab:
         return round(self, tokens)
 
     def round(self, turns: list[Turn], flush: bool = True) -> Samples:
-        """Values of every turn whose engine lives."""
-        samples: Samples = {}
+        """Values of every turn whose engine lives, in the order of `turns`, whichever was taken first."""
+        answers: dict[str, dict[str, float]] = {}
         for turn in turns if self.index % 2 else turns[::-1]:
             if (engine := self.engines.get(turn.engine)) is None:
                 continue
             if flush:
                 engine.flush()
-            values = turn.ask(engine, turn.claa)
-            samples |= {(quantity, turn.variant): value for quantity, value in values.items()}
-        return samples
+            answers[turn.variant] = turn.ask(engine, turn.claa)
+        names = [turn.variant for turn in turns if turn.variant in answers]
+        return {(quantity, name): value for name in names for quantity, value in answers[name].items()}
 
     def stock_and_pruned(self, ask: Ask) -> list[Turn]:
         """`ask` for stock, and for each keep rate."""
