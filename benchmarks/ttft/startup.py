@@ -29,6 +29,6 @@ def measure(run: Run, options: dict[str, dict[str, Any]], chunk: int) -> None:
                 samples[START, names[name]] = time.perf_counter() - started
             finally:
                 engine.stop()
-        return samples
+        return {(START, name): samples[START, name] for name in names.values()}
 
     run.rounds("startup", 0, chunk, start_all)
