@@ -5,6 +5,7 @@ What dense finds, pruned must find: a failure of the model is no failure of the 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import eval_quality
+from claa_sglang.tasks.generate import generate
+from claa_sglang.tasks.record import save
 from tests import haystack
 from tests.conftest import ROOT
 from tests.engine_server import Server, server
@@ -87,3 +91,17 @@ def test_a_follow_up_ranks_the_same_text_afresh(served: Server, seed: int) -> No
         followed, report = ask(served, chat, {"enabled": pruned})
         assert report["pruned"] == pruned and report["early_cached_tokens"] > 1000
         assert str(numbers[second]) in followed, f"pruned {pruned}: {followed!r}"
+
+
+def test_the_quality_benchmark_runs_against_a_server(served: Server, small_model_path: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, prompts, out = AutoTokenizer.from_pretrained(small_model_path), tmp_path / "p.jsonl", tmp_path / "q.json"
+    save(generate(tokenizer, ["needle-number"], [640], ["repeated"], count=2), prompts)
+    asked = [str(prompts), "--url", served.url, "--keep-rates", str(KEEP_RATE), "--kl-prompts", "1", "--in-flight", "4"]
+    assert eval_quality.main([*asked, "--out", str(out)]) == 0
+    dense, pruned = (c for c in json.loads(out.read_text())["cells"] if (c["task"], c["source"]) == ("all", "all"))
+    assert dense["n"] == pruned["n"] == 2 and dense["accuracy"]["mean"] == 1
+    assert pruned["to_dense"]["first_token_n"] == 1
+    answers = [json.loads(line) for line in out.with_suffix(".answers.jsonl").read_text().splitlines()[1:]]
+    assert sorted(a["kept"] / a["tokens"] for a in answers) == pytest.approx([KEEP_RATE] * 2 + [1, 1], abs=0.01)

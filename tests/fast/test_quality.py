@@ -65,7 +65,7 @@ class Server:
         report = {"pruned": pruned, "prompt_tokens": len(ids), "kept_tokens": int(rate * len(ids)), "keep_rate": rate}
         meta: dict[str, Any] = {"claa": {**report, "early_cached_tokens": 0}}
         if request.get("top_logprobs_num"):
-            meta["output_top_logprobs"] = [[(math.log(rate / 2), 5, None), (math.log(0.25), 6, None)]]
+            meta["output_top_logprobs"] = [[(math.log(rate / 2), 5, None), (math.log(0.1), 6, None)]]
         return {"text": " 7" if ids[1] < 20 * rate else " 8", "meta_info": meta}
 
 
@@ -98,9 +98,8 @@ def test_accuracies_and_pairs(server: Server, command: list[str], tmp_path: Path
     beside = half["to_dense"]
     assert beside["difference"]["mean"] == -0.5 and (beside["only_dense"], beside["only_pruned"]) == (20, 0)
     assert beside["p_value"] == pytest.approx(2 * 0.5**20) and beside["agreement"]["mean"] == 0.5
-    # Dense gives token 5 one half, this setting a quarter; a quarter of the rest is in no list.
-    assert beside["first_token_n"] == 6
-    expected = 0.5 * math.log(2) + 0.25 * math.log(0.25 / 0.5)
+    # Token 5 has 0.5 dense and 0.25 here, token 6 has 0.1 in both, and the others what is left.
+    expected = 0.5 * math.log(2) + 0.4 * math.log(0.4 / 0.65)
     assert beside["first_token_kl"]["mean"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -116,10 +115,10 @@ def test_a_stopped_run_goes_on(server: Server, command: list[str], tmp_path: Pat
     with pytest.raises(RuntimeError, match="planted"):
         eval_quality.main([*command, "--keep-rates", "0.5"])
     with (tmp_path / "q.answers.jsonl").open("ab") as file:
-        file.write(b'{"prompt": "cut o')
+        file.write(b'{"prompt": "cut off' + 100_000 * b".")
     server.fail_after = math.inf
     eval_quality.main([*command, "--keep-rates", "0.5"])
-    assert len(server.bodies) == 80
+    assert len(server.bodies) == 80 and (tmp_path / "q.answers.jsonl").read_bytes().endswith(b"}\n")
     eval_quality.main([*command, "--keep-rates", "0.5"])
     assert len(server.bodies) == 80, "nothing was missing"
     assert {cell["n"] for cell in result(tmp_path)["cells"]} == {20, 40}

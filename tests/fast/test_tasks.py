@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from claa_sglang import cli
-from claa_sglang.tasks import sources, words
+from claa_sglang.tasks import passages, sources, words
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.filler import Filler, Placed, place
 from claa_sglang.tasks.fit import FitError, fit
@@ -104,6 +105,14 @@ def test_values(kind: str) -> None:
     values = words.values(random.Random(1), 50, kind)
     assert len(set(values)) == 50
     assert all({"number": 7, "uuid": 36}.get(kind, len(value)) == len(value) for value in values)
+
+
+def test_only_one_passage_answers() -> None:
+    rng = random.Random(0)
+    asked = next(passages._facts(rng))
+    others = list(islice(passages._facts(rng, avoid=asked), 3000))
+    assert len({fact.town for fact in others} | {asked.town}) == 3001
+    assert asked.answer not in {fact.answer for fact in others}
 
 
 def test_text_of_a_file(tmp_path: Path) -> None:
