@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from claa_sglang.offline import rank_table
 from claa_sglang.offline.rank_report import MEASURES, Report
 
 _LABELS = {
@@ -37,6 +38,5 @@ def plot(report: Report, path: Path) -> None:
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    count, (low_tokens, high_tokens) = sum(report.prompts.values()), report.tokens
-    figure.suptitle(f"{report.model}: {count} prompts of {low_tokens} to {high_tokens} tokens, keep {report.keep_rate}")
+    figure.suptitle(rank_table.heading(report))
     figure.savefig(path, dpi=130)

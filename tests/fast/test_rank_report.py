@@ -142,14 +142,14 @@ def test_too_few_prompts_and_unknown_rankers_are_refused() -> None:
 
 def test_the_tables_and_the_plot_show_the_report(tmp_path: Path) -> None:
     report = rank_report.build(_studies(), ["claa", "uniform"], keep_rate=0.25, scored=4)
-    console = Console(width=200, file=io.StringIO())
+    console = Console(width=80, file=io.StringIO())
     for table in rank_table.tables(report):
         console.print(table)
     text = console.file.getvalue()
     summary = report.rankers[0].curves["mass"].summary
     assert f"{summary.mean:.3f} ± {summary.standard_error:.3f}" in text
     assert f"{summary.worst:.3f} @{summary.worst_layer}" in text
-    assert "n=8 claa:zscore=off,heads=sum" in text and "prose (2)" in text and "not implemented" in text
+    assert "n=8 claa:zscore=off,heads=sum" in text and "prose (2)" in text
     rank_plot.plot(report, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -177,7 +177,13 @@ def test_the_command_writes_its_files_and_goes_on_where_it_stopped(
     assert report.prompts == {"random": 3} and report.tokens == (60, 60) and "torch" in report.versions
     assert (tmp_path / "out/rank-report.png").is_file()
 
+    def refused(*changed: str) -> str:
+        capsys.readouterr()
+        assert main([*command, *changed]) == 1
+        return capsys.readouterr().err
+
+    assert "no such name" in refused("--rankers", "claa", "snapkv")
+    assert "longer prompts" in refused("--keep-rate", "0.01")
+    assert len(forwards) == 6
     (tmp_path / "prompts").write_text('{"prompt": ""}\n')
-    capsys.readouterr()
-    assert main(command) == 1
-    assert "rank-report:" in capsys.readouterr().err
+    assert "line 1" in refused()
