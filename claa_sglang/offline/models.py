@@ -26,7 +26,7 @@ def load_model(path: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        raise CaptureError(f"model {path}: {error}") from error
+        raise CaptureError(f"model {path}: {error} Give a directory with a causal LM and its tokenizer") from error
     return model.to(device).eval(), tokenizer
 
 
