@@ -8,8 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claa_sglang import __version__, cpu_env, small_model
+from claa_sglang.offline import rank_command
+from claa_sglang.offline.basics import CaptureError, RecordError
+from claa_sglang.ranker_spec import RankerError
 from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
+from claa_sglang.tasks.record import PromptError
+
+# What a subcommand raises where the user has to do something.
+_ERRORS = (
+    *(cpu_env.CpuEnvError, small_model.SmallModelError, TaskError, PromptError),
+    *(CaptureError, RecordError, RankerError, OSError),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(cpu_env.shell_exports(cpu_env.cpu_environment()))
         elif args.command == "tasks":
             tasks_command.run(args)
+        elif args.command == "rank-report":
+            rank_command.run(args)
         else:
             print(small_model.prepare(args.out))
-    except (cpu_env.CpuEnvError, small_model.SmallModelError, TaskError) as error:
+    except _ERRORS as error:
         print(f"claa-sglang {args.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -54,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         "One JSON object a line: see claa_sglang/tasks/record.py.",
     )
     tasks_command.add_arguments(tasks)
+    report = commands.add_parser(
+        "rank-report",
+        help="hold rankings of prompt tokens against what the model's own answer looks at, layer by layer",
+        description="Spearman's rho, recall and oracle mass kept for each ranker at each layer, against the "
+        "Answer-Informed Oracle: tables, JSON and a plot. Can be stopped and run again.",
+    )
+    rank_command.add_arguments(report)
     return parser
 
 

@@ -15,13 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from claa_sglang.offline.basics import CaptureError
+
 _NAME = "claa_observed"
 # Arguments of an attention function under which softmax(scaling * q k^T) over all keys is not what the model computes.
 _OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
-
-
-class CaptureError(ValueError):
-    """The model or prompt cannot be studied; the text says why and what to do."""
 
 
 class Observer(Protocol):

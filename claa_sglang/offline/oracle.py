@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from claa_sglang.offline import records
+from claa_sglang.offline.basics import MAX_ANSWER_TOKENS
 from claa_sglang.offline.capture import greedy_answer
 
 POOL_KERNEL = 13
-MAX_ANSWER_TOKENS = 32
 _KIND = "oracle"
 
 

@@ -16,12 +16,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from claa_sglang.offline.basics import RecordError
+
 _HEADER = "claa"
 _SAMPLED = 64  # values of each parameter that its model is recognised by
-
-
-class RecordError(ValueError):
-    """The file is not the record that was asked for; the text says why and what to do."""
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from claa_sglang.offline import records
-from claa_sglang.offline.capture import CaptureError, greedy_answer
+from claa_sglang.offline.basics import CaptureError
+from claa_sglang.offline.capture import greedy_answer
 from claa_sglang.offline.oracle import POOL_KERNEL, AnswerAttention
 
 LOOK_AHEAD = 8  # draft tokens, as in the published configuration

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from claa_sglang.offline import records
-from claa_sglang.offline.capture import CaptureError, greedy_answer
-from claa_sglang.offline.oracle import MAX_ANSWER_TOKENS, AnswerAttention
+from claa_sglang.offline.basics import MAX_ANSWER_TOKENS, WINDOW, CaptureError
+from claa_sglang.offline.capture import greedy_answer
+from claa_sglang.offline.oracle import AnswerAttention
 from claa_sglang.rankers import STATISTICS, Ranker, Statistic
 
-WINDOW = 8
 _KIND = "study"
 
 

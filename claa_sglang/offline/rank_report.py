@@ -1,0 +1,193 @@
+"""Rankers side by side, layer by layer, over a set of studied prompts: the numbers of `claa-sglang rank-report`.
+
+"At layer l" means: the prune is after layer l. A ranker of one layer reads layer l, others the last n layers up to l.
+The ablation varies CLAA's n, z-score, head maximum and pooling. The paper's m, the first layer whose decode KV is
+compressed, is not part of it: compressing early layers' KV is not implemented here, and m does not enter a ranking.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from claa_sglang import rankers
+from claa_sglang.offline.basics import CaptureError
+from claa_sglang.offline.measures import Measures, measure
+from claa_sglang.offline.study import PromptStudy
+from claa_sglang.ranker_spec import RankerSpec, parse
+
+MEASURES = Measures._fields
+ORACLE = "oracle"
+ABLATED_LAYERS = (1, 2, 4, 8)
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """One measure of one ranker, over prompts and candidate prune layers.
+
+    Attributes:
+        mean: over prompts and layers. standard_error: of that mean, over prompts (each prompt's mean over layers).
+        worst_layer, worst: the layer whose mean over prompts is lowest, and that mean.
+        spread: standard deviation over layers of the mean over prompts: how much the choice of the layer matters.
+        half_depth: mean over prompts at the default prune layer, L // 2 - 1.
+    """
+
+    mean: float
+    standard_error: float
+    worst_layer: int
+    worst: float
+    spread: float
+    half_depth: float
+
+
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    """One measure of one ranker at every layer, over prompts; lists have one value per layer from layer 0."""
+
+    mean: list[float]
+    standard_error: list[float]
+    summary: Summary
+
+
+class Ranked(msgspec.Struct, frozen=True, kw_only=True):
+    """One ranker: its name, how many layers it was given, and a curve per measure."""
+
+    ranker: str
+    scored: int
+    curves: dict[str, Curve]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the tables and the plot show.
+
+    Attributes:
+        layers: of the model. first_layer, last_layer: the candidates for a prune layer that summaries are over.
+        prompts: how many, by source of text.
+        rankers: over all prompts. by_source: the same over the prompts of each source, where there are several.
+        ablation: CLAA's variants, over all prompts.
+    """
+
+    model: str
+    layers: int
+    first_layer: int
+    last_layer: int
+    keep_rate: float
+    window: int
+    scored: int
+    prompts: dict[str, int]
+    tokens: tuple[int, int]
+    rankers: list[Ranked]
+    by_source: dict[str, list[Ranked]]
+    ablation: list[Ranked]
+    versions: dict[str, str] = {}
+
+
+class Studied(msgspec.Struct, frozen=True):
+    """A studied prompt with the source of its text, and rankings of it made elsewhere, fp32 [N], by name."""
+
+    study: PromptStudy
+    source: str
+    given: dict[str, Tensor] = {}
+
+
+def build(
+    prompts: Sequence[Studied],
+    names: Sequence[str],
+    *,
+    keep_rate: float,
+    scored: int,
+    progress: Callable[[Iterable[Studied]], Iterable[Studied]] = iter,
+) -> Report:
+    """Measure every ranker at every layer over studied prompts (at least two, of one model and window).
+
+    names: rankers as `ranker_spec.parse` reads them; the oracle itself and the prompts' given rankings are added.
+    scored: layers that a ranker of several gets. progress: wraps the prompts, such as tqdm.
+    Raises RankerError for a name, CaptureError for prompts that cannot be compared.
+    """
+    first = prompts[0].study if prompts else None
+    if first is None or len(prompts) < 2:
+        raise CaptureError(f"{len(prompts)} prompts: a standard error needs two or more; give more prompts")
+    chosen = {name: (rankers.make(parse(name)), scored) for name in names}
+    variants = dict(_ablation(scored))
+    of_rankers, of_variants = [], []
+    for prompt in progress(prompts):
+        window, study = prompt.study.window, prompt.study
+        given = {ORACLE: study.oracle, **prompt.given}
+        elsewhere = {
+            name: (rankers.Given(ranking=ranking[: study.tokens - window]), 1) for name, ranking in given.items()
+        }
+        of_rankers.append(_measure_all(study, chosen | elsewhere, keep_rate))
+        of_variants.append(_measure_all(study, variants, keep_rate))
+
+    sources = [prompt.source for prompt in prompts]
+    span = (first.layers // 4, first.layers - 2)
+    many = len(set(sources)) > 1
+    groups = {s: [m for m, of in zip(of_rankers, sources, strict=True) if of == s] for s in sorted(set(sources))}
+    lengths = [prompt.study.tokens for prompt in prompts]
+    return Report(
+        model=first.about.model,
+        layers=first.layers,
+        first_layer=span[0],
+        last_layer=span[1],
+        keep_rate=keep_rate,
+        window=first.window,
+        scored=scored,
+        prompts={source: len(group) for source, group in groups.items()},
+        tokens=(min(lengths), max(lengths)),
+        rankers=_summarised(of_rankers, span),
+        by_source={s: _summarised(group, span) for s, group in groups.items() if many and len(group) > 1},
+        ablation=_summarised(of_variants, span),
+    )
+
+
+_Entry = tuple[rankers.Ranker, int]  # a ranker and how many layers it gets
+_Measured = dict[str, tuple[int, np.ndarray]]  # name -> scored layers, fp64 [measures, L]
+
+
+def _ablation(scored: int) -> Iterable[tuple[str, _Entry]]:
+    """CLAA with n layers, z-score on or off, head maximum or sum; then pooling after the fold, at the given n."""
+    for count, zscore, heads in itertools.product(ABLATED_LAYERS, (True, False), ("max", "sum")):
+        spec = RankerSpec(zscore=zscore, heads="max" if heads == "max" else "sum")
+        yield f"n={count} {spec}", (rankers.make(spec), count)
+    after = RankerSpec(pool="after")
+    yield f"n={scored} {after}", (rankers.make(after), scored)
+
+
+def _measure_all(study: PromptStudy, entries: Mapping[str, _Entry], keep_rate: float) -> _Measured:
+    measured: _Measured = {}
+    for name, (ranker, scored) in entries.items():
+        # Rankings that look at no layer are the same at every layer.
+        layers = [study.layers - 1] if ranker.statistic == "nothing" else list(range(study.layers))
+        rankings = [study.rank(ranker, range(max(0, layer - scored + 1), layer + 1)) for layer in layers]
+        values = np.stack(measure(study, torch.stack(rankings), keep_rate))
+        measured[name] = (scored, np.broadcast_to(values, (len(MEASURES), study.layers)))
+    return measured
+
+
+def _summarised(prompts: Sequence[_Measured], span: tuple[int, int]) -> list[Ranked]:
+    result = []
+    for name, (scored, _) in prompts[0].items():
+        values = np.stack([prompt[name][1] for prompt in prompts])  # [prompts, measures, L]
+        curves = {measure: _curve(values[:, index], span) for index, measure in enumerate(MEASURES)}
+        result.append(Ranked(ranker=name, scored=scored, curves=curves))
+    return result
+
+
+def _curve(values: np.ndarray, span: tuple[int, int]) -> Curve:
+    """values: fp64 [prompts, L]. span: first and last candidate layer, both included."""
+    by_layer = values.mean(axis=0)
+    candidates = slice(span[0], span[1] + 1)
+    worst = span[0] + int(by_layer[candidates].argmin())
+    summary = Summary(
+        mean=float(by_layer[candidates].mean()),
+        standard_error=float(stats.sem(values[:, candidates].mean(axis=1))),
+        worst_layer=worst,
+        worst=float(by_layer[worst]),
+        spread=float(by_layer[candidates].std()),
+        half_depth=float(by_layer[values.shape[1] // 2 - 1]),
+    )
+    return Curve(mean=by_layer.tolist(), standard_error=stats.sem(values, axis=0).tolist(), summary=summary)
