@@ -202,12 +202,18 @@ def test_a_bad_profile_is_refused_by_file_and_field(changes: dict, text: str, wr
         ({"score_layers": [14, 20]}, "above the previous step's prune layer 14"),
         ({"keep_rate": 0.4}, "keep_rate 0.4 must be below the previous step's 0.4"),
         ({"keep_rate": 0.6}, "keep_rate 0.6 must be below"),
+        ({"keep_rate": 1.0}, "keep_rate 1.0 must be below"),
     ],
 )
 def test_steps_must_go_up_in_layers_and_down_in_rate(changes: dict, text: str, write) -> None:
     assert len(resolve(ClaaFlags(profile=write(steps=TWO_STEPS)), 30).steps) == 2
     with pytest.raises(ConfigError, match=text):
         resolve(ClaaFlags(profile=write(steps=[TWO_STEPS[0], {**TWO_STEPS[1], **changes}])), 30)
+
+
+def test_a_step_that_drops_nothing_before_one_that_does(write) -> None:
+    with pytest.raises(ConfigError, match=r"layer 14: keep_rate 1 drops nothing.*Leave out the step at layer 14"):
+        resolve(ClaaFlags(profile=write(steps=[{**TWO_STEPS[0], "keep_rate": 1.0}, TWO_STEPS[1]])), 30)
 
 
 def test_a_later_step_needs_all_its_values(write) -> None:
@@ -217,7 +223,7 @@ def test_a_later_step_needs_all_its_values(write) -> None:
 
 def test_an_explicit_keep_rate_scales_the_later_steps(write) -> None:
     config = resolve(ClaaFlags(profile=write(steps=TWO_STEPS), keep_rate=0.2), 30)
-    assert [step.keep_rate for step in config.steps] == pytest.approx([0.2, 0.05])
+    assert [step.keep_rate for step in config.steps] == pytest.approx([0.2, 0.1 ** (math.log(0.2) / math.log(0.4))])
     assert config == resolve(ClaaFlags(profile=config.profile), 30).with_keep_rate(0.2)
 
 
@@ -227,26 +233,109 @@ def _steps(rates: list[float]) -> ClaaConfig:
 
 
 @given(
-    rates=st.lists(st.floats(1e-6, 1), min_size=1, max_size=4, unique=True),
+    rates=st.lists(st.floats(1e-6, 0.999999), min_size=1, max_size=4, unique=True),
     rate=st.floats(0, 1, exclude_min=True),
 )
 @settings(deadline=None)
-def test_a_requests_keep_rate_keeps_the_proportions(rates: list[float], rate: float) -> None:
+def test_later_rates_follow_a_requests_keep_rate(rates: list[float], rate: float) -> None:
     config = _steps(sorted(rates, reverse=True))
     changed = config.with_keep_rate(rate)
     got = [step.keep_rate for step in changed.steps]
     assert got[0] == max(rate, 1e-9)
-    assert got == sorted(set(got), reverse=True) and 0 < got[-1] and got[0] <= 1
+    assert got == sorted(set(got), reverse=True) or got == [1.0] * len(got)
+    assert 0 < got[-1]
+    power = math.log(got[0]) / math.log(config.steps[0].keep_rate)
     for before, after in zip(config.steps, changed.steps, strict=True):
-        assert after.keep_rate / got[0] == pytest.approx(before.keep_rate / config.steps[0].keep_rate)
+        assert after.keep_rate == pytest.approx(before.keep_rate**power)
         assert (after.prune_layer, after.score_layers) == (before.prune_layer, before.score_layers)
     assert changed.namespace == config.namespace
+
+
+@given(rates=st.lists(st.floats(0.01, 0.99), min_size=2, max_size=4, unique=True), rate=st.floats(0.01, 1))
+@settings(deadline=None)
+def test_the_configured_rate_gives_the_configured_steps_and_1_prunes_nowhere(rates: list[float], rate: float) -> None:
+    config = _steps(sorted(rates, reverse=True))
+    assert config.with_keep_rate(config.steps[0].keep_rate) == config
+    assert {step.keep_rate for step in config.with_keep_rate(1).steps} == {1.0}
+    # All fall and rise together.
+    lower, upper = config.with_keep_rate(rate * 0.9), config.with_keep_rate(rate)
+    assert all(a.keep_rate < b.keep_rate for a, b in zip(lower.steps, upper.steps, strict=True))
+
+
+def test_steps_that_all_keep_everything_fall_as_one() -> None:
+    got = [step.keep_rate for step in _steps([1.0, 1.0]).with_keep_rate(0.3).steps]
+    assert got == [0.3, math.nextafter(0.3, 0)]
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 1.1, math.nan, math.inf])
 def test_a_keep_rate_outside_the_range_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match="above 0 and at most 1"):
         _steps([0.2]).with_keep_rate(rate)
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("14:0.4", [(14, 0.4, (11, 12, 13, 14))]),
+        ("1:1", [(1, 1.0, (0, 1))]),
+        ("14:0.4,20:0.15", [(14, 0.4, (11, 12, 13, 14)), (20, 0.15, (17, 18, 19, 20))]),
+        ("14:0.4,16:0.15,17:.1", [(14, 0.4, (11, 12, 13, 14)), (16, 0.15, (15, 16)), (17, 0.1, (17,))]),
+        ("14:0.4:12+14, 20:1e-1:18", [(14, 0.4, (12, 14)), (20, 0.1, (18,))]),
+        ("14:1,20:1.0", [(14, 1.0, (11, 12, 13, 14)), (20, 1.0, (17, 18, 19, 20))]),
+    ],
+)
+def test_a_schedule_gives_the_steps(text: str, steps: list[tuple], write) -> None:
+    expected = tuple(PruneStep(prune_layer=p, keep_rate=r, score_layers=s) for p, r, s in steps)
+    assert resolve(ClaaFlags(schedule=text), 30).steps == expected
+    config = resolve(ClaaFlags(schedule=text, profile=write()), 30)
+    assert config.steps == expected and config.window == 16  # the rest is the profile's
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "'' is no step. Give the prune steps.*such as 14:0.4,20:0.15"),
+        ("14", "'14' is no step"),
+        ("14:", "'14:' is no step"),
+        ("14:0.4,", "'' is no step"),
+        ("14:x", "'14:x' is no step"),
+        ("14:nan", "'14:nan' is no step"),
+        ("-1:0.4", "'-1:0.4' is no step"),
+        ("14:-0.4", "'14:-0.4' is no step"),
+        ("14:0.4:", "'14:0.4:' is no step"),
+        ("14:0.4:12,14", "'14' is no step"),
+        ("14:0.4:12+", "is no step"),
+        ("²:0.4", "is no step"),
+        ("\udcff", "is no step"),
+        ("14:0.4," * 200, "ive the prune steps"),
+        (14, "ive the prune steps"),
+        ("14:0", r"Expected `float` > 0.* \(prune steps come from --claa-schedule 14:0: correct it\)"),
+        ("14:1.5", r"Expected `float` <= 1"),
+        ("29:0.4", "29: must be 0 to 28"),
+        ("14:0.4:15", "must be layers 0 to 14"),
+        ("14:0.4:13+12", "must ascend, each layer once; write 12,13"),
+        ("14:0.4,14:0.2", "above the previous step's prune layer 14"),
+        ("20:0.4,14:0.2", "above the previous step's prune layer 20"),
+        ("14:0.4,20:0.2:14+20", "above the previous step's prune layer 14"),
+        ("14:0.4,20:0.4", "keep_rate 0.4 must be below the previous step's 0.4"),
+        ("14:1,20:0.4", "layer 14: keep_rate 1 drops nothing"),
+    ],
+)
+def test_a_schedule_that_cannot_be_used_is_refused(text, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        resolve(ClaaFlags(schedule=text), 30)
+    assert "--claa-schedule" in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [{"prune_layer": 14}, {"keep_rate": 0.4}, {"score_layers": "4"}])
+def test_a_schedule_beside_a_flag_of_one_step_is_refused(other: dict) -> None:
+    (name,) = other
+    flag = "--claa-" + name.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--claa-schedule '14:0.4' and {flag} .*Leave out {flag}, or"):
+        resolve(ClaaFlags(schedule="14:0.4", **other), 30)
 
 
 def test_only_the_first_prune_layer_makes_the_namespace(write) -> None:
@@ -285,6 +374,7 @@ ANY = st.none() | st.integers(-2, 40) | st.floats() | st.booleans() | st.text(ma
         keep_rate=ANY | st.floats(0, 1),
         prune_layer=ANY,
         score_layers=st.none() | st.from_regex(r"[0-9, ]{0,6}", fullmatch=True) | ANY,
+        schedule=st.none() | st.from_regex(r"([0-9]{1,2}:[01]?\.[0-9]{1,2}[:+,0-9]{0,5}){0,3}", fullmatch=True) | ANY,
         window=ANY,
         pool_kernel=ANY,
         min_prompt_tokens=ANY,
@@ -298,7 +388,26 @@ def test_flags_give_a_consistent_config_or_a_config_error(flags: ClaaFlags, num_
     except ConfigError as error:
         assert "--claa-" in str(error) or "--enable-claa" in str(error)
         return
-    assert len(config.steps) == 1
+    assert flags.schedule is not None or len(config.steps) == 1
+    assert_consistent(config, num_layers)
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 35), st.sampled_from(["0.5", "0.4", ".3", "0.1", "1", "1.0"])), max_size=3),
+    num_layers=st.integers(2, 40),
+)
+@settings(deadline=None)
+def test_schedules_give_a_consistent_config_or_a_config_error(steps: list[tuple[int, str]], num_layers: int) -> None:
+    text = ",".join(f"{layer}:{rate}" for layer, rate in steps)
+    layers, rates = [layer for layer, _ in steps], [float(rate) for _, rate in steps]
+    falls = all(a > b for a, b in zip(rates, rates[1:], strict=False)) and (len(rates) < 2 or rates[0] < 1)
+    is_valid = layers == sorted(set(layers)) and 0 < len(steps) and layers[-1] <= num_layers - 2
+    if not (is_valid and (falls or set(rates) == {1.0})):
+        with pytest.raises(ConfigError, match="--claa-schedule"):
+            resolve(ClaaFlags(schedule=text), num_layers)
+        return
+    config = resolve(ClaaFlags(schedule=text), num_layers)
+    assert [(step.prune_layer, step.keep_rate) for step in config.steps] == list(zip(layers, rates, strict=True))
     assert_consistent(config, num_layers)
 
 
