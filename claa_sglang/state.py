@@ -35,9 +35,10 @@ class RequestState:
         kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
             request resumes with the positions it had, so its answer does not change.
         late_computed_tokens: prompt rows that ran through the first late layer.
-        late_span: rows [start, end) of the late prefill that the forward being scheduled computes: of the kept prompt
-            tokens, then those generated before a retraction. A long late prefill takes several forwards. (0, 0) until
-            the last chunk of the prompt is scheduled, and again when the late slots are given back.
+        late_spans: per step, the rows [start, end) after it that the forward being scheduled computes: of its kept
+            prompt tokens, then those generated before a retraction. A long late prefill takes several forwards; rows
+            after a step begin when those before it are complete. (0, 0) until they begin, and again when the late
+            slots are given back.
         last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
             the prompt's last token; late slots own it.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
@@ -54,7 +55,7 @@ class RequestState:
     kept_counts: tuple[int, ...] = ()
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
-    late_span: tuple[int, int] = (0, 0)
+    late_spans: list[tuple[int, int]] = field(default_factory=list)
     last_slot: Tensor | None = None
     error: str | None = None
 
@@ -74,7 +75,15 @@ class RequestState:
         steps = config.steps if options.keep_rate is None else config.with_keep_rate(options.keep_rate).steps
         counts = tuple(kept_count(prompt_tokens, s.keep_rate, config.window) for s in steps)
         is_open = (options.policy or config.policy) == "auto"
-        return cls(options, prompt_tokens, steps, is_open=is_open, kept_counts=counts, kept=[None] * len(steps))
+        return cls(
+            options,
+            prompt_tokens,
+            steps,
+            is_open=is_open,
+            kept_counts=counts,
+            kept=[None] * len(steps),
+            late_spans=[(0, 0)] * len(steps),
+        )
 
     @classmethod
     def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:

@@ -100,8 +100,8 @@ def test_keeping_everything_needs_no_ranking(steps: tuple[PruneStep, ...]) -> No
     world = World(steps)
     request = world.add(text=1, prompt=20, keep_rate=1.0)
     prefill(world, request, 10)
-    assert kept(request)[0] == list(range(20))
-    assert len(world.agreed) == len(steps) - 1  # the second step still prunes, at half the first one's rate
+    assert kept(request) == [list(range(20))] * len(steps)
+    assert world.agreed == []
     world.decode([request])
     check(world, [request])
 
@@ -163,28 +163,41 @@ def test_chunks_in_the_middle_alone_reach_no_late_layer(steps: tuple[PruneStep, 
 # --- a late prefill in several steps ---
 
 
-@pytest.mark.parametrize("late_rows", [1, 3, 7, 19])
+# A chunk has at least the window, so that the second prune finds its queries in one part.
+PARTS = [(ONE_STEP, rows) for rows in (1, 3, 7, 19)] + [(TWO_STEPS, rows) for rows in (WINDOW, 7, 19)]
+
+
+@pytest.mark.parametrize(("steps", "late_rows"), PARTS, ids=[f"{len(s)}-steps-{rows}-rows" for s, rows in PARTS])
+@pytest.mark.parametrize("keep_rate", [None, 1.0], ids=["half", "all"])
 @pytest.mark.parametrize("hit", [0, 11], ids=["cold", "hit"])
-def test_parts_give_the_rows_of_a_whole(late_rows: int, hit: int) -> None:
-    world = World(ONE_STEP)
-    whole, parted = world.add(text=3, prompt=40), world.add(text=3, prompt=40)
+def test_parts_give_the_rows_of_a_whole(
+    steps: tuple[PruneStep, ...], late_rows: int, keep_rate: float | None, hit: int
+) -> None:
+    world = World(steps)
+    whole, parted = (world.add(text=3, prompt=40, keep_rate=keep_rate) for _ in range(2))
     out = prefill(world, whole)
     read = {layer: world.read[layer][whole.row] for layer in range(LAYERS)}
     if hit:
         world.hit(parted, whole, hit)
-    steps, left = 0, 40 - hit
+    forwards, left = [], 40 - hit
+    last_read: dict[int, list] = {}
     while parted.length < parted.total:
         last = world.extend([(parted, left)], late_rows)[parted][-1]
         check(world, [parted])
-        assert world.last is not None and world.last.plan.rows(1) <= late_rows
-        steps, left = steps + 1, 1
-    assert steps == -(-20 // late_rows) and torch.equal(last, out[-1])
-    assert kept(parted) == kept(whole) and {n: world.read[n][parted.row] for n in range(LAYERS)} == read
+        assert world.last is not None
+        forwards.append([world.last.plan.rows(level + 1) for level in range(len(steps))])
+        last_read |= {layer: rows[parted.row] for layer, rows in world.read.items() if parted.row in rows}
+        left = 1
+    assert all(0 <= n <= late_rows for rows in forwards for n in rows)
+    counts = [40, 40] if keep_rate else [20, 10]
+    assert [sum(n) for n in zip(*forwards, strict=True)] == counts[: len(steps)]
+    assert torch.equal(last, out[-1]) and kept(parted) == kept(whole) and last_read == read
     _generate(world, parted, 3)
 
 
-def test_parts_beside_other_requests() -> None:
-    world = World(ONE_STEP)
+@STEPS
+def test_parts_beside_other_requests(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
     parted, dense, short = world.add(text=1, prompt=40), world.add(text=4, prompt=7, pruned=False), world.add(2, 9)
     world.extend([(parted, 40)], late_rows=12)
     world.extend([(parted, 1), (dense, 7), (short, 9)], late_rows=30)
@@ -193,28 +206,39 @@ def test_parts_beside_other_requests() -> None:
     check(world, [parted, dense, short])
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_request_retracted_between_its_parts_starts_them_again_with_what_it_kept(parts: int) -> None:
-    world = World(ONE_STEP)
+@TWO_ONLY
+def test_a_part_after_the_second_prune_alone_beside_other_requests(steps: tuple[PruneStep, ...]) -> None:
+    """Its rows are in the last level only, a dense request's in all, a short one's waits for the second level."""
+    world = World(steps)
+    parted, dense, short = world.add(text=1, prompt=40), world.add(text=4, prompt=7, pruned=False), world.add(2, 9)
+    for left in (40, 1, 1):
+        world.extend([(parted, left)], late_rows=8)
+    assert parted.state.late_spans == [(16, 20), (0, 8)]
+    world.extend([(parted, 1), (dense, 7)], late_rows=30)
+    check(world, [parted, dense])
+    assert world.last is not None and [world.last.plan.rows(level) for level in (1, 2)] == [7, 7 + 2]
+    world.extend([(short, 9)], late_rows=30)
+    out = world.decode([short, parted, dense])
+    check(world, [parted, dense, short])
+    assert out.tolist() == [[2, 9, LAYERS], [1, 40, LAYERS], [4, 7, LAYERS]]
+
+
+@STEPS
+@pytest.mark.parametrize("parts", range(1, 4))
+def test_a_request_retracted_between_its_parts_starts_them_again_with_what_it_kept(
+    steps: tuple[PruneStep, ...], parts: int
+) -> None:
+    world = World(steps)
     request = world.add(text=1, prompt=40)
-    world.extend([(request, 40)], late_rows=8)
-    if parts == 2:
-        world.extend([(request, 1)], late_rows=8)
+    for left in (40, 1, 1)[: min(parts, len(steps) + 1)]:
+        world.extend([(request, left)], late_rows=8)
+    assert request.length < request.total
     before = kept(request)
     resumed = world.retract(request)
-    assert resumed.state.late_span == (0, 0)
+    assert set(resumed.state.late_spans) == {(0, 0)}
     prefill(world, resumed)
-    assert kept(resumed) == before and world.agreed == []
+    assert kept(resumed)[: len(before)] == before and len(world.agreed) == len(steps) - len(before)
     _generate(world, resumed, 2)
-
-
-def test_two_prune_steps_are_never_parted() -> None:
-    # The second ranks all that the first kept.
-    world = World(TWO_STEPS)
-    request = world.add(text=1, prompt=40)
-    world.extend([(request, 40)], late_rows=3)
-    check(world, [request])
-    assert request.length == request.total
 
 
 # --- retraction ---
@@ -331,7 +355,7 @@ def test_random_schedules(steps: tuple[PruneStep, ...], seed: int) -> None:
                 length = rng.randint(1, left) if rng.random() < 0.5 else left
                 chunks.append((request, chunk_len(length, left, WINDOW) if request.pruned else length))
             chunks = [(r, n) for r, n in chunks if n]
-            late_rows = rng.choice([None, None, 1, 4, 11])
+            late_rows = rng.choice([None, None, 1 if len(steps) == 1 else 5, WINDOW, 11])
             if late_rows is not None:  # only one prompt may end in a step that may part it
                 ending = [(r, n) for r, n in chunks if r.pruned and r.length + n == r.total]
                 chunks = [chunk for chunk in chunks if chunk not in ending[1:]]

@@ -27,7 +27,10 @@ SCHEDULES = int(os.environ.get("CLAA_TEST_SCHEDULES", 100))  # `make test` asks 
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     steps = tuple(PruneStep(prune_layer=i, keep_rate=RATES[i], score_layers=(i,)) for i in range(len(counts)))
-    return RequestState(RequestOptions(), prompt, steps, None, counts, [None] * len(counts))
+    spans = [(0, 0)] * len(counts)
+    return RequestState(
+        RequestOptions(), prompt, steps, kept_counts=counts, kept=[None] * len(counts), late_spans=spans
+    )
 
 
 def make_pool(steps: int, size: int, need_sort: bool = False):
@@ -388,9 +391,9 @@ def test_a_freed_row_starts_its_late_prefill_again() -> None:
     _, _, slots = make_pool(1, size=20)
     state = make_state(8, (4,))
     slots.bind(1, state, generated=0)
-    state.late_span = (1, 3)
+    state.late_spans[0] = (1, 3)
     slots.free(1)
-    assert state.late_span == (0, 0)
+    assert set(state.late_spans) == {(0, 0)}
 
 
 def test_a_table_that_is_no_multiple_of_stocks_is_refused() -> None:
