@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from claa_sglang import ranker_spec
+
 KeepRate = Annotated[float, Meta(gt=0, le=1)]
 Layer = Annotated[int, Meta(ge=0, le=9999)]
 Layers = Annotated[tuple[Layer, ...], Meta(min_length=1)]
@@ -51,6 +53,7 @@ HELP: dict[str, str] = {
     ),
     "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
+    "ranker": f"what ranks the prompt tokens: {ranker_spec.HELP} (default claa)",
     "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
     "policy": (
         "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
@@ -81,6 +84,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending, or all 1.
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
     policy: whether a prompt is pruned only where that is expected to be faster.
+    ranker: as `ranker_spec.parse` reads it.
     profile: the file the values came from, where one was given.
     """
 
@@ -90,12 +94,17 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pool_kernel: PoolKernel = 7
     min_prompt_tokens: PromptTokens = 1024
     policy: PolicyName = "auto"
+    ranker: str = "claa"
     profile: str | None = None
 
     def __post_init__(self) -> None:
         if self.pool_kernel % 2 == 0:
             odd = self.pool_kernel - 1
             raise ConfigError(f"--claa-pool-kernel {self.pool_kernel}: must be odd; give {odd}")
+        try:
+            ranker_spec.parse(self.ranker)
+        except ranker_spec.RankerError as error:
+            raise ConfigError(f"--claa-ranker: {error}") from error
         previous: PruneStep | None = None
         for step in self.steps:
             _check_step(step, previous, self.num_layers)
@@ -148,6 +157,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     window: int | None = None
     pool_kernel: int | None = None
+    ranker: str | None = None
     min_prompt_tokens: int | None = None
     policy: str | None = None
     profile: str | None = None
@@ -197,6 +207,8 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
             common[name] = _checked(name, value, kind)
     if flags.policy is not None:
         common["policy"] = _checked("policy", flags.policy, PolicyName)
+    if flags.ranker is not None:
+        common["ranker"] = _checked("ranker", flags.ranker, str)
 
     origins = []
     if flags.schedule is None:

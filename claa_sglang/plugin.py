@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from claa_sglang import startup_time
+
 logger = logging.getLogger(__name__)
 
 ENGINE = "sglang.srt.entrypoints.engine"
@@ -27,17 +29,22 @@ def register() -> None:
     If it fails, SGLang logs it and goes on without the flags, so `--enable-claa` ends in "unrecognized arguments".
     """
     try:
-        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-        from claa_sglang.arguments import ClaaServerArgs
-
-        HookRegistry.register("sglang.srt.server_args.ServerArgs", ClaaServerArgs, HookType.REPLACE)
-        if ENGINE in sys.modules:
-            # The class attribute was bound when the module was imported; a later import finds ours.
-            HookRegistry.register(f"{ENGINE}.Engine.server_args_class", ClaaServerArgs, HookType.REPLACE)
+        with startup_time.counted():
+            _register()
     except Exception as error:
         logger.error("claa-sglang could not load, so SGLang will not know --enable-claa: %r", error)
         raise
+
+
+def _register() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from claa_sglang.arguments import ClaaServerArgs
+
+    HookRegistry.register("sglang.srt.server_args.ServerArgs", ClaaServerArgs, HookType.REPLACE)
+    if ENGINE in sys.modules:
+        # The class attribute was bound when the module was imported; a later import finds ours.
+        HookRegistry.register(f"{ENGINE}.Engine.server_args_class", ClaaServerArgs, HookType.REPLACE)
 
 
 def activate(server_args: Any) -> None:
@@ -46,6 +53,11 @@ def activate(server_args: Any) -> None:
     `server_args` are resolved. In the server process all that speaks against starting is collected first, and
     reported together. Idempotent. Stops the server (see `stop`) otherwise.
     """
+    with startup_time.counted():
+        _activate(server_args)
+
+
+def _activate(server_args: Any) -> None:
     from claa_sglang.arguments import config_of, is_server_process
     from claa_sglang.config import ConfigError
     from claa_sglang.patches import hooks

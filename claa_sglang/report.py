@@ -35,6 +35,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
         "prompt_tokens": state.prompt_tokens,
         "early_cached_tokens": cached_tokens,
         "late_computed_tokens": state.late_computed_tokens,
+        "ranker": "given" if state.options.keep is not None else str(state.ranker),
         **steps[0],
     }
     if len(steps) > 1:
@@ -56,7 +57,7 @@ def _step(state: RequestState, index: int) -> Report:
     step = state.steps[index]
     values: Report = {
         "kept_tokens": state.kept_counts[index],
-        "keep_rate": step.keep_rate,
+        "keep_rate": step.keep_rate if state.options.keep is None else None,
         "prune_layer": step.prune_layer,
         "score_layers": list(step.score_layers),
     }

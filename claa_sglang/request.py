@@ -13,14 +13,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from claa_sglang import ranker_spec
+
 KeepRate = Annotated[float, Meta(gt=0, le=1)]
 PolicyName = Literal["auto", "always"]
+Positions = Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(min_length=1)]
 
 # key -> (type, what a user may write); the one source for validation and for the error text.
 _KEYS: dict[str, tuple[Any, str]] = {
     "enabled": (bool, "true or false; default true"),
     "keep_rate": (KeepRate | None, "a number above 0 and at most 1; default the server's --claa-keep-rate"),
     "policy": (PolicyName | None, '"auto" or "always"; default the server\'s --claa-policy'),
+    "ranker": (str | None, "a ranker such as claa or fastkv; default the server's --claa-ranker"),
+    "keep": (Positions | None, "ascending prompt positions; default those of the ranking"),
     "return_kept": (bool, "true or false; default false"),
 }
 
@@ -35,12 +40,16 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     enabled: False runs the request dense, as stock would.
     keep_rate: share of prompt tokens kept by the first prune step, in (0, 1]; None means the server's own.
     policy: "auto" prunes only where that is expected to be faster, "always" does; None means the server's own.
+    ranker: what ranks its tokens, as `ranker_spec.parse` reads it; None means the server's own.
+    keep: prompt positions to keep beside the window, ascending; None to rank.
     return_kept: report the kept positions in `meta_info["claa"]`.
     """
 
     enabled: bool = True
     keep_rate: KeepRate | None = None
     policy: PolicyName | None = None
+    ranker: str | None = None
+    keep: Positions | None = None
     return_kept: bool = False
 
 
@@ -69,7 +78,32 @@ def parse_options(custom_params: object) -> RequestOptions:
             values[key] = msgspec.convert(value, kind)
         except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
             raise RequestError(f"custom_params.claa.{key}: got {_show(value)}, must be {text}") from error
-    return RequestOptions(**values)
+    options = RequestOptions(**values)
+    _check_together(options)
+    return options
+
+
+def _check_together(options: RequestOptions) -> None:
+    """What the types do not say. Raises RequestError."""
+    if options.ranker is not None:
+        try:
+            ranker_spec.parse(options.ranker)
+        except ranker_spec.RankerError as error:
+            raise RequestError(f"custom_params.claa.ranker: {error}") from error
+    if options.keep is None:
+        return
+    if options.keep_rate is not None or options.ranker is not None:
+        raise RequestError("custom_params.claa.keep: says what is kept; leave out keep_rate and ranker beside it")
+    if any(a >= b for a, b in zip(options.keep, options.keep[1:], strict=False)):
+        raise RequestError("custom_params.claa.keep: positions must ascend, each once; sort them")
+
+
+def check_keep(options: RequestOptions, prompt_tokens: int) -> None:
+    """Raises RequestError where `keep` names positions that a prompt of this length does not have."""
+    if options.keep is not None and options.keep[-1] >= prompt_tokens:
+        raise RequestError(
+            f"custom_params.claa.keep: position {options.keep[-1]} is beyond the prompt of {prompt_tokens} tokens"
+        )
 
 
 def allowed_keys() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Scores of one prune in one forward: layer after layer in, a ranking per request out.
 
 On a GPU the Triton kernels score all requests of the batch at once, and the ranking grows in place as layers are folded
-in. Elsewhere, request by request, in torch. Both are `kernels/naive.py` in numbers.
+in. Elsewhere, and for other rankers than CLAA, request by request in torch. CLAA is `kernels/naive.py` in both.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from claa_sglang.config import ClaaConfig
-from claa_sglang.kernels.scoring import window_scores
 from claa_sglang.late_view import on_device
-from claa_sglang.ranking import rank
+from claa_sglang.ranker_spec import RankerSpec
+from claa_sglang.rankers import make
 from claa_sglang.state import RequestState, contain
 
 SCORING = "scoring its prompt"
@@ -54,15 +54,41 @@ class Scorer(Protocol):
 
 
 def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Scorer:
-    """The scorer for the table's device. requests: at least one."""
-    return (KernelScorer if table.is_cuda else TorchScorer)(requests, table, config)
+    """The scorer for the table's device and the requests' rankers. requests: at least one."""
+    if not table.is_cuda:
+        return TorchScorer(requests, table, config)
+    fused = [scored for scored in requests if scored.state.ranker == RankerSpec()]
+    others = [scored for scored in requests if scored.state.ranker != RankerSpec()]
+    if not others:
+        return KernelScorer(fused, table, config)
+    if not fused:
+        return TorchScorer(others, table, config)
+    return BothScorers(KernelScorer(fused, table, config), TorchScorer(others, table, config), fused)
+
+
+class BothScorers:
+    """For a batch in which some requests ask for another ranker than the kernels have; see `Scorer`."""
+
+    def __init__(self, fused: KernelScorer, others: TorchScorer, of_fused: list[Scored]) -> None:
+        self._fused, self._others = fused, others
+        self._of_fused = {scored.request for scored in of_fused}
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        self._fused.score(queries, key_buffer, scaling)
+        self._others.score(queries, key_buffer, scaling)
+
+    def ranking(self, request: int) -> Tensor:
+        return (self._fused if request in self._of_fused else self._others).ranking(request)
 
 
 class TorchScorer:
-    """Request by request; see `Scorer`."""
+    """Request by request, with any ranker; see `Scorer`."""
 
     def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
         self._requests = {scored.request: scored for scored in requests}
+        self._rankers = {
+            scored.request: make(scored.state.ranker, pool_kernel=config.pool_kernel) for scored in requests
+        }
         self._scores: dict[int, list[Tensor]] = {scored.request: [] for scored in requests}
         self._table, self._config = table, config
 
@@ -71,19 +97,19 @@ class TorchScorer:
             with contain([scored.state], SCORING):
                 rows = slice(scored.first_row, scored.first_row + self._config.window)
                 keys = key_buffer[self._table[scored.table_row, : scored.tokens]]
-                scores = window_scores(queries[rows], keys, scaling=scaling, pool_kernel=self._config.pool_kernel)
-                self._scores[scored.request].append(scores)
+                ranker = self._rankers[scored.request]
+                self._scores[scored.request].append(ranker.score_layer(queries[rows], keys, scaling=scaling))
 
     def ranking(self, request: int) -> Tensor:
         scored = self._requests[request]
         ranking = torch.zeros(scored.tokens - self._config.window, device=self._table.device)
         with contain([scored.state], "ranking its prompt"):
-            ranking = rank(self._scores.pop(request))
+            ranking = self._rankers[request].rank(self._scores.pop(request))
         return ranking
 
 
 class KernelScorer:
-    """All requests of the batch at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
+    """CLAA of all requests of the batch at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
 
     def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
         self._requests, self._table, self._config = requests, table, config

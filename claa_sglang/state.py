@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from claa_sglang.config import ClaaConfig, PruneStep
 from claa_sglang.plan import kept_count
+from claa_sglang.ranker_spec import RankerSpec, parse
 from claa_sglang.request import RequestOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class RequestState:
         prompt_tokens: length N of the prompt; generated tokens are not counted, also after a retraction.
         steps: the prune steps, with the request's own keep rate.
         reason: why the request runs dense; None when it is pruned.
+        ranker: what ranks its tokens.
         is_open: whether the policy may still send the request the dense way: until it has its row.
         choice: why the policy prunes it; None where nothing was to be chosen.
         prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
@@ -48,6 +50,7 @@ class RequestState:
     prompt_tokens: int
     steps: tuple[PruneStep, ...] = ()
     reason: str | None = None
+    ranker: RankerSpec = field(default_factory=RankerSpec)
     is_open: bool = False
     choice: str | None = None
     prefix_uses: float | None = None
@@ -71,15 +74,18 @@ class RequestState:
 
     @classmethod
     def pruned_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:
-        """State of a request that is pruned as `config` says, or at the keep rate the request asks for."""
+        """State of a request that is pruned as `config` says, or as the request itself asks."""
         steps = config.steps if options.keep_rate is None else config.with_keep_rate(options.keep_rate).steps
         counts = tuple(kept_count(prompt_tokens, s.keep_rate, config.window) for s in steps)
-        is_open = (options.policy or config.policy) == "auto"
+        if options.keep is not None:
+            counts = (len(given_positions(options.keep, prompt_tokens, config.window)),) * len(steps)
         return cls(
             options,
             prompt_tokens,
             steps,
-            is_open=is_open,
+            ranker=parse(options.ranker or config.ranker),
+            # Positions that a client gives are its own choice of what is kept.
+            is_open=(options.policy or config.policy) == "auto" and options.keep is None,
             kept_counts=counts,
             kept=[None] * len(steps),
             late_spans=[(0, 0)] * len(steps),
@@ -89,6 +95,12 @@ class RequestState:
     def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:
         """State of a request that takes the stock path because of `reason`."""
         return cls(options, prompt_tokens, reason=reason)
+
+
+def given_positions(keep: Sequence[int], prompt_tokens: int, window: int) -> list[int]:
+    """What is kept of a prompt where a client says so: its positions, ascending, and the window."""
+    tail = range(max(0, prompt_tokens - window), prompt_tokens)
+    return [position for position in keep if position < tail.start] + list(tail)
 
 
 @contextmanager

@@ -15,7 +15,9 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
 from sglang.srt.runtime_context import get_parallel
+from torch.profiler import record_function
 
+from claa_sglang import startup_time
 from claa_sglang.arguments import config_of
 from claa_sglang.batch_plan import BatchPlan
 from claa_sglang.config import ClaaConfig
@@ -179,7 +181,8 @@ class ClaaAttnBackend(AttentionBackend):
             assert isinstance(self.active, LatePass)
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-            self.active.score(level, queries, keys, layer.scaling)
+            with record_function("claa::score"):
+                self.active.score(level, queries, keys, layer.scaling)
         return out
 
     # --- what a wrapper must pass on -----------------------------------------------------------------------------
@@ -225,7 +228,8 @@ def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new
     children, translators = [early], []
     for _ in config.steps:
         runner = LateRunner(model_runner, slots.table)
-        children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))
+        with startup_time.counted():
+            children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))
         translators.append(runner.kv_index_translator)
     return ClaaAttnBackend(children, translators, slots, config)
 

@@ -17,7 +17,9 @@ from sglang.srt.layers.layer_boundary.residual.stream import ResidualStream
 from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
+from torch.profiler import record_function
 
+from claa_sglang import startup_time
 from claa_sglang.boundary import BoundaryStore
 from claa_sglang.graph_decode import DecodeGraphPass
 from claa_sglang.patches.attention import ClaaAttnBackend
@@ -160,7 +162,8 @@ class LateStack:
             self._boundaries[0].store(*late.boundary_rows(hidden, residual))
             return self._convention.result(*self._run(late, hidden, residual, positions), batch)
         try:
-            self._boundaries[0].store(*late.boundary_rows(hidden, residual))
+            with record_function("claa::store"):
+                self._boundaries[0].store(*late.boundary_rows(hidden, residual))
             for before, now in late.last_tokens():
                 for buffer in self._buffers:
                     buffer.index_copy_(0, now, buffer.index_select(0, before))
@@ -176,13 +179,17 @@ class LateStack:
     def _run(self, late: Any, hidden: Tensor, residual: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         ends = [*self.prunes[1:], len(self._layers) - 1]
         for level, (prune, end) in enumerate(zip(self.prunes, ends, strict=True)):
-            hidden, residual, positions, view = late.cross(level, hidden, residual, positions, self._boundaries[level])
+            with record_function("claa::prune"):
+                hidden, residual, positions, view = late.cross(
+                    level, hidden, residual, positions, self._boundaries[level]
+                )
             if view is None:
                 continue
             with forward_context(get_forward_context(), forward_batch=view):
                 for i in range(prune + 1, end + 1):
                     hidden, residual = self._convention.run(self._layers[i], positions, hidden, residual, view)
-        return late.leave(hidden, residual)
+        with record_function("claa::leave"):
+            return late.leave(hidden, residual)
 
     def other(self, index: int) -> Callable:
         """The forward of a later layer: nothing, when the first late layer's wrapper has run it."""
@@ -197,6 +204,12 @@ class LateStack:
 
 def wrap_late_layers(result: Any, self: Any) -> Any:
     """AFTER `ModelRunner.init_attention_backends`: wrap the late layers of the loaded model."""
+    with startup_time.counted():
+        _wrap(self)
+    return result
+
+
+def _wrap(self: Any) -> None:
     backend = self.attn_backend
     layers, convention = convention_of(self.model)
     config = backend.config
@@ -218,7 +231,6 @@ def wrap_late_layers(result: Any, self: Any) -> Any:
     layers[first].forward = stack.first
     for i in range(first + 1, len(layers)):
         layers[i].forward = stack.other(i)
-    return result
 
 
 HOOKS = (

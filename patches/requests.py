@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from claa_sglang.dense_rules import Facts, dense_reason
+from claa_sglang.late_view import on_device
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.request import RequestError, RequestOptions, parse_options
-from claa_sglang.state import RequestState
+from claa_sglang.state import RequestState, given_positions
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
 DENSE = f"{MARK}dense|"
@@ -59,6 +62,11 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
     reason = dense_reason(Facts(options, config, recv_req, prompt_tokens, scheduler.enable_session_radix_cache))
     if reason is None:
         state = RequestState.pruned_request(options, config, prompt_tokens)
+        if options.keep is not None:
+            keep = given_positions(options.keep, prompt_tokens, config.window)
+            (positions,) = on_device([keep], torch.int64, scheduler.req_to_token_pool.req_to_token.device)
+            state.kept = [positions] * len(state.steps)
+            state.late_computed_tokens = len(keep)
     else:
         state = RequestState.dense_request(options, prompt_tokens, reason)
     req.claa = state

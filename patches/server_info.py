@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from claa_sglang import startup_time
 from claa_sglang.patches.hooks import SUPPORTED_SGLANG, Hook, applied_count
 from claa_sglang.report import KEY
 
@@ -57,16 +58,19 @@ def add_to_engine_info(result: dict, engine: Any) -> dict:
 def server_entry(server_args: Any, scheduler_info: dict, slots: Iterable[dict[str, int]]) -> dict[str, Any]:
     """The value of `claa`, as JSON values.
 
-    `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in
-    the server and in its scheduler. `late_slots`: as above, over all replicas.
+    `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in the server
+    and in its scheduler. `startup_seconds`: what CLAA added to the start of each. `late_slots`: as above, over all
+    replicas.
     """
     from claa_sglang.arguments import config_of
 
-    rows = {"server": applied_count(), "scheduler": (scheduler_info.get(KEY) or {}).get("hooks", 0)}
+    scheduler = scheduler_info.get(KEY) or {}
+    rows = {"server": applied_count(), "scheduler": scheduler.get("hooks", 0)}
     return {
         "config": config_of(server_args).to_dict(),
         "hooks": {"ok": all(rows.values()), **rows, "sglang": SUPPORTED_SGLANG},
         "late_slots": _summed(slots),
+        "startup_seconds": {"server": startup_time.seconds(), "scheduler": scheduler.get("startup_seconds", 0.0)},
     }
 
 

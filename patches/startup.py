@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from claa_sglang import startup_time
 from claa_sglang.patches.hooks import SCHEDULER, SERVER, Hook, applied_count
 
 REMEDY = (
@@ -24,10 +25,15 @@ def report_active(result: dict[str, Any], scheduler: Any) -> dict[str, Any]:
 
 
 def state_of(server_args: Any) -> dict[str, Any]:
-    """What this process serves: `config` (plain JSON) and `hooks`, the number of rows applied and verified here."""
+    """What this process serves: `config` (plain JSON), `hooks`, the number of rows applied and verified here, and
+    `startup_seconds`, what that has taken."""
     from claa_sglang.arguments import config_of
 
-    return {"config": config_of(server_args).to_dict(), "hooks": applied_count()}
+    return {
+        "config": config_of(server_args).to_dict(),
+        "hooks": applied_count(),
+        "startup_seconds": startup_time.seconds(),
+    }
 
 
 def report_of_replicas(result: dict[str, Any], controller: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.report import KEY
-from claa_sglang.request import RequestError, parse_options
+from claa_sglang.request import RequestError, RequestOptions, check_keep, parse_options
 
 
 def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
@@ -20,11 +20,13 @@ def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
     obj: one request (SGLang splits batches first). Its sampling parameters are merged with the server's
     preferred ones, as SGLang merges them later.
     """
-    params = obj.sampling_params
+    params, options = obj.sampling_params, RequestOptions()
     if isinstance(params, Mapping):
         merged = {**(manager.preferred_sampling_params or {}), **params}
-        parse_options(merged.get("custom_params"))
+        options = parse_options(merged.get("custom_params"))
     check_prompt(manager, obj, input_ids)
+    if input_ids is not None:
+        check_keep(options, len(input_ids))
 
 
 def check_prompt(manager: Any, obj: Any, input_ids: Any) -> None:

@@ -74,6 +74,7 @@ def test_a_pruned_request_reports_what_was_kept(served: Server) -> None:
         "kept_tokens": int(KEEP_RATE * tokens),
         "early_cached_tokens": 0,
         "late_computed_tokens": int(KEEP_RATE * tokens),
+        "ranker": "claa",
         "keep_rate": KEEP_RATE,
         "prune_layer": 19,
         "score_layers": [17, 18],
@@ -92,6 +93,35 @@ def test_a_cached_prefix_is_reported_as_sglang_counts_it(served: Server) -> None
 def test_a_request_s_own_keep_rate(served: Server) -> None:
     report = claa_of(served.generate(text=text("rate"), sampling_params=options(keep_rate=0.5)))
     assert report["keep_rate"] == 0.5 and report["kept_tokens"] == int(0.5 * report["prompt_tokens"])
+
+
+@pytest.mark.parametrize("ranker", ["claa:zscore=off,heads=sum", "fastkv", "gemfilter", "last-query", "uniform"])
+def test_a_request_s_own_ranker(served: Server, ranker: str) -> None:
+    base = claa_of(served.generate(text=text("ranker"), sampling_params=options(return_kept=True)))
+    first = served.generate(text=text("ranker"), sampling_params=options(ranker=ranker, return_kept=True))
+    report = claa_of(first)
+    assert report["ranker"] == ranker and report["kept_tokens"] == base["kept_tokens"]
+    assert report["kept"] != base["kept"]
+    # The same positions, given: whatever ranks, the rest of the way is the same.
+    given = served.generate(text=text("ranker"), sampling_params=options(keep=report["kept"], return_kept=True))
+    assert given["output_ids"] == first["output_ids"]
+    assert claa_of(given) == {**report, "ranker": "given", "keep_rate": None} | {
+        "early_cached_tokens": claa_of(given)["early_cached_tokens"]
+    }
+
+
+def test_the_window_is_kept_beside_given_positions(served: Server) -> None:
+    report = claa_of(served.generate(text=text("given"), sampling_params=options(keep=[3, 40], return_kept=True)))
+    tokens = report["prompt_tokens"]
+    assert report["kept"] == [3, 40, *range(tokens - 8, tokens)] and report["late_computed_tokens"] == 10
+
+
+def test_policy_auto_chooses_and_says_why(served: Server) -> None:
+    report = claa_of(served.generate(text=text("auto", 40), sampling_params=options(policy="auto")))
+    assert report["pruned"] == report["reason"].startswith("pruned is faster: pruned ")
+    assert "ms (estimated)" in report["reason"]
+    everything = claa_of(served.generate(text=text("all", 40), sampling_params=options(policy="auto", keep_rate=1.0)))
+    assert not everything["pruned"] and everything["reason"].startswith("dense is not slower: pruned ")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +211,9 @@ def test_incremental_streams_report_too(tiny_model: Any) -> None:
         pytest.param({"keep_rate": 1.01}, "keep_rate", id="above one"),
         pytest.param({"keeprate": 0.5}, "keeprate", id="unknown"),
         pytest.param({"enabled": "no"}, "enabled", id="a string"),
+        pytest.param({"ranker": "snapkv"}, "ranker", id="no such ranker"),
+        pytest.param({"policy": "never"}, "policy", id="no such policy"),
+        pytest.param({"keep": [5, 3]}, "keep", id="positions that do not ascend"),
     ],
 )
 def test_bad_options_are_a_400_that_names_the_key(

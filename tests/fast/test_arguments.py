@@ -27,6 +27,7 @@ FLAGS = {
     "--claa-schedule": ("prune steps", "layers ascending", "14:0.4,20:0.15"),
     "--claa-window": ("tokens", "1 to 1024", "default 8"),
     "--claa-pool-kernel": ("tokens", "odd, 1 to 1023", "default 7"),
+    "--claa-ranker": ("claa, last-query, fastkv, gemfilter, uniform", "zscore=on|off", "default claa"),
     "--claa-min-prompt-tokens": ("tokens", "0 or more", "default 1024"),
     "--claa-policy": ("auto", "always", "default auto"),
     "--claa-profile": ("JSON file", "an explicit flag wins"),

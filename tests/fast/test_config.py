@@ -416,3 +416,15 @@ def test_shipped_profiles_load() -> None:
         num_layers = json.loads(path.read_text())["model"]["num_layers"]
         config = resolve(ClaaFlags(profile=str(path)), num_layers)
         assert len(config.steps) == len(load_profile(str(path), num_layers).steps), f"{path.name} has no steps"
+
+
+def test_the_ranker_is_checked() -> None:
+    assert resolve(ClaaFlags(ranker="fastkv"), 8).ranker == "fastkv"
+    with pytest.raises(ConfigError, match="--claa-ranker: .*no such name; give claa, "):
+        resolve(ClaaFlags(ranker="snapkv"), 8)
+
+
+def test_the_policy_is_checked() -> None:
+    assert resolve(ClaaFlags(policy="always"), 8).policy == "always"
+    with pytest.raises(ConfigError, match="--claa-policy 'never'.*auto prunes a prompt only where"):
+        resolve(ClaaFlags(policy="never"), 8)

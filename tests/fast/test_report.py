@@ -26,6 +26,7 @@ def test_report_of_a_pruned_request() -> None:
         "kept_tokens": 20,
         "early_cached_tokens": 16,
         "late_computed_tokens": 20,
+        "ranker": "claa",
         "keep_rate": 0.25,
         "prune_layer": 3,
         "score_layers": [1, 2, 3],

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import pytest
 
-from claa_sglang.request import RequestError, RequestOptions, parse_options
+from claa_sglang.request import RequestError, RequestOptions, check_keep, parse_options
 
 
 @pytest.mark.parametrize("custom_params", [None, {}, {"other": object()}, {"claa": {}}, {"claa": None}])
@@ -61,3 +61,26 @@ def test_what_is_no_object_is_refused(value: object) -> None:
         parse_options({"claa": value})
     with pytest.raises(RequestError, match="custom_params: expected an object"):
         parse_options(value)
+
+
+def test_given_positions_exclude_other_ways_to_say_what_is_kept() -> None:
+    assert parse_options({"claa": {"keep": [0, 3, 9]}}).keep == (0, 3, 9)
+    for other in ({"keep_rate": 0.5}, {"ranker": "fastkv"}):
+        with pytest.raises(RequestError, match="keep: says what is kept; leave out"):
+            parse_options({"claa": {"keep": [1], **other}})
+    for wrong in ([], [3, 3], [4, 2], [-1], ["1"], [True], 3):
+        with pytest.raises(RequestError, match="keep"):
+            parse_options({"claa": {"keep": wrong}})
+
+
+def test_given_positions_beyond_the_prompt() -> None:
+    options = parse_options({"claa": {"keep": [0, 9]}})
+    check_keep(options, 10)
+    with pytest.raises(RequestError, match="position 9 is beyond the prompt of 9 tokens"):
+        check_keep(options, 9)
+
+
+def test_a_ranker_is_checked() -> None:
+    assert parse_options({"claa": {"ranker": "claa:heads=sum"}}).ranker == "claa:heads=sum"
+    with pytest.raises(RequestError, match="custom_params.claa.ranker: .*no such name"):
+        parse_options({"claa": {"ranker": "snapkv"}})

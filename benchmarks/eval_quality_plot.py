@@ -1,0 +1,98 @@
+"""Draw the frontier of `benchmarks.eval_quality`: accuracy against TTFT, one line per ranker.
+
+    python -m benchmarks.eval_quality_plot benchmarks/results/quality.json [--out quality.png] [--task TASK]
+
+One panel per length. A point is a keep rate: to the left is faster, up is better; dense is the point at 1. Bars are the
+95 % intervals of the result. Needs a result that was measured with --time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+DENSE, ALL = "dense", "all"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    record = json.loads(args.result.read_text())
+    try:
+        draw(record, args.task, args.source, args.out or args.result.with_suffix(".png"))
+    except PlotError as error:
+        print(f"{args.result}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.eval_quality_plot", description=__doc__.splitlines()[0])
+    parser.add_argument("result", type=Path, help="JSON of benchmarks.eval_quality --time")
+    parser.add_argument("--task", default=ALL, help="default: %(default)s")
+    parser.add_argument("--source", default=ALL, help="of text; default: %(default)s")
+    parser.add_argument("--out", type=Path, help="PNG to write (default: beside the result)")
+    return parser.parse_args(argv)
+
+
+class PlotError(ValueError):
+    """The result cannot be drawn; the message says why."""
+
+
+def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
+    """Write the plot. record: a result of benchmarks.eval_quality. Raises PlotError."""
+    ratios = {(t["length"], t["ranker"], t["keep_rate"]): t["ratio"] for t in record["ttft"]}
+    if not ratios:
+        raise PlotError("it has no times: measure with --time")
+    cells = [cell for cell in record["cells"] if (cell["task"], cell["source"]) == (task, source)]
+    lengths = sorted({cell["length"] for cell in cells} & {length for length, *_ in ratios})
+    if not lengths:
+        raise PlotError(f"nothing of task {task!r} and source {source!r} has a time")
+    figure, panels = pyplot.subplots(
+        1, len(lengths), figsize=(3.6 * len(lengths) + 0.8, 3.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, length in zip(panels[0], lengths, strict=True):
+        _panel(panel, [cell for cell in cells if cell["length"] == length], ratios)
+        panel.set_title(f"{length:,} tokens")
+    panels[0][0].set_ylabel("accuracy, %")
+    panels[0][-1].legend(fontsize="small")
+    figure.supxlabel("TTFT, as a share of dense")
+    figure.suptitle(f"{record['model']}, {record['device']}, task: {task}, text: {source}", fontsize="medium")
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+    print(out)
+
+
+def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int, str, float], float]) -> None:
+    for cell in cells:
+        if cell["ranker"] == DENSE:
+            panel.axhline(100 * cell["accuracy"]["mean"], color="grey", linewidth=0.8, linestyle=":")
+    for ranker in dict.fromkeys(cell["ranker"] for cell in cells):
+        mine = sorted((c for c in cells if c["ranker"] == ranker), key=lambda c: c["keep_rate"])
+        x = [ratios[c["length"], ranker, c["keep_rate"]] for c in mine]
+        means, lows, highs = ([100 * c["accuracy"][end] for c in mine] for end in ("mean", "low", "high"))
+        below = [mean - low for mean, low in zip(means, lows, strict=True)]
+        above = [high - mean for mean, high in zip(means, highs, strict=True)]
+        style = {"color": "black", "marker": "*", "markersize": 10} if ranker == DENSE else {"marker": "o"}
+        panel.errorbar(x, means, yerr=[below, above], capsize=2, linewidth=1.2, elinewidth=0.7, label=ranker, **style)
+        if ranker != DENSE:
+            for point, mean, cell in zip(x, means, mine, strict=True):
+                panel.annotate(
+                    f"{cell['keep_rate']:g}", (point, mean), (4, -10), textcoords="offset points", fontsize=7
+                )
+    panel.set_xlim(0, 1.08)
+    panel.grid(alpha=0.3)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

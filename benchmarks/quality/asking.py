@@ -1,0 +1,95 @@
+"""Every prompt under every setting, many requests at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from benchmarks.quality.answers import Answer, Answers
+from benchmarks.quality.endpoints import Endpoint, request_body
+from benchmarks.quality.settings import Setting
+
+TOP_LOGPROBS = 32  # of the first token, where they are asked for
+
+
+class Job(NamedTuple):
+    """One prompt. options: `custom_params.claa` for a setting. settings: those not answered yet, dense first."""
+
+    key: str
+    input_ids: list[int]
+    max_new_tokens: int
+    logprobs: bool
+    options: Callable[[Setting], dict[str, Any]]
+    settings: list[Setting]
+
+
+async def ask_all(endpoint: Endpoint, jobs: Sequence[Job], answers: Answers, in_flight: int) -> None:
+    """Ask for everything and add it to `answers`; at most `in_flight` requests at a time.
+
+    Of each prompt, dense and the first pruned request go first: the others find its early layers in the prefix cache.
+    Raises the first error; what was answered before it is kept.
+    """
+    slots, waiting = asyncio.Semaphore(in_flight), iter(jobs)
+    with tqdm(total=sum(len(job.settings) for job in jobs), desc="answers", unit="request", smoothing=0.05) as progress:
+
+        async def one(job: Job, setting: Setting) -> None:
+            async with slots:
+                answers.add(await _ask(endpoint, job, setting))
+            progress.update()
+
+        async def work() -> None:
+            for job in waiting:
+                for together in _in_turn(job.settings):
+                    async with asyncio.TaskGroup() as group:
+                        for setting in together:
+                            group.create_task(one(job, setting))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(in_flight):
+                group.create_task(work())
+
+
+def _in_turn(settings: Sequence[Setting]) -> Iterator[Sequence[Setting]]:
+    """What may be sent at once: all dense requests and one pruned, then the others."""
+    pruned = [setting for setting in settings if not setting.dense]
+    yield [*(setting for setting in settings if setting.dense), *pruned[:1]]
+    yield pruned[1:]
+
+
+async def _ask(endpoint: Endpoint, job: Job, setting: Setting) -> Answer:
+    logprobs = TOP_LOGPROBS if job.logprobs else 0
+    body = request_body(job.input_ids, job.options(setting), job.max_new_tokens, logprobs)
+    answer = await endpoint.ask(body)
+    meta = answer["meta_info"]
+    report = check_report(meta, setting)
+    first = [(token, round(value, 4)) for value, token, _ in meta["output_top_logprobs"][0]] if logprobs else None
+    return Answer(job.key, setting.name, answer["text"], report["prompt_tokens"], report["kept_tokens"], first)
+
+
+def check_report(meta: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """CLAA's report in `meta`. Raises RuntimeError if the request did not run as the setting says."""
+    report = meta.get("claa")
+    if report is None:
+        raise RuntimeError("the answer has no report of CLAA: start the server with --enable-claa")
+    if report["pruned"] == setting.dense:
+        reason = report.get("reason", "it was pruned")
+        raise RuntimeError(
+            f"{setting.name}: a prompt of {report['prompt_tokens']} tokens ran otherwise: {reason}. "
+            "Start the server with --claa-min-prompt-tokens 0 and room for the prompt and its late slots"
+        )
+    if not setting.dense and report["keep_rate"] != setting.keep_rate:
+        raise RuntimeError(f"{setting.name}: ran at keep rate {report['keep_rate']}")
+    return report
+
+
+def pending(settings: Iterable[Setting], key: str, answers: Answers, logprobs: bool) -> list[Setting]:
+    """The settings under which prompt `key` is not answered yet, or only without the log probabilities."""
+    known = answers.known
+    return [
+        setting
+        for setting in settings
+        if (key, setting.name) not in known or (logprobs and known[key, setting.name].first is None)
+    ]

@@ -1,0 +1,117 @@
+"""Where prompts are sent: an SGLang engine of this process, or a running server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import requests
+
+from claa_sglang import cpu_env
+
+T = TypeVar("T")
+TIMEOUT = 1800  # seconds; a request waits behind all others in flight
+CPU_OPTIONS = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "max_total_tokens": 60_000,
+    "mem_fraction_static": 0.4,
+}
+
+
+class Endpoint(Protocol):
+    """A server with CLAA. `device` names what it runs on."""
+
+    device: str
+
+    def info(self) -> dict[str, Any]:
+        """What /server_info says."""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work`, which may call `ask`, to its end."""
+
+    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one body of /generate. Raises RuntimeError or ValueError with the server's words."""
+
+    def flush(self) -> None:
+        """Empty the prefix cache."""
+
+
+class EngineEndpoint:
+    """`sgl.Engine` in this process, on the GPU if there is one. Everything may be pruned, however short."""
+
+    def __init__(self, model: str, options: Mapping[str, Any]):
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            cpu_env.enter_cpu_environment()
+        import sglang
+
+        self.device = torch.cuda.get_device_name() if on_gpu else "CPU engine"
+        defaults = {"log_level": "error", "random_seed": 0, "claa_min_prompt_tokens": 0}
+        known = {**({} if on_gpu else CPU_OPTIONS), **defaults, **options}
+        self._engine = sglang.Engine(model_path=model, enable_claa=True, **known)
+
+    def info(self) -> dict[str, Any]:
+        return self._engine.get_server_info()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._engine.loop.run_until_complete(work)
+
+    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._engine.async_generate(**request)
+
+    def flush(self) -> None:
+        if not self._engine.flush_cache().success:
+            raise RuntimeError("the prefix cache cannot be emptied while requests run")
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+class UrlEndpoint:
+    """A running server, asked over HTTP from so many threads."""
+
+    def __init__(self, url: str, in_flight: int):
+        self.url = url.rstrip("/")
+        self.device = str(self.info().get("device", "unknown"))
+        self._threads = ThreadPoolExecutor(in_flight)
+        self._session = requests.Session()
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=in_flight))
+
+    def info(self) -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/server_info", timeout=TIMEOUT)
+        answer.raise_for_status()
+        return answer.json()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(work)
+
+    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._post, request)
+
+    def _post(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        answer = self._session.post(f"{self.url}/generate", json=request, timeout=TIMEOUT)
+        if answer.status_code != 200:
+            raise RuntimeError(f"/generate: HTTP {answer.status_code}: {answer.text}")
+        return answer.json()
+
+    def flush(self) -> None:
+        requests.post(f"{self.url}/flush_cache", timeout=TIMEOUT).raise_for_status()
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+def request_body(
+    input_ids: Sequence[int], claa: Mapping[str, Any], max_new_tokens: int, top_logprobs: int = 0
+) -> dict[str, Any]:
+    """A greedy request; with `top_logprobs`, so many log probabilities of each output token come back."""
+    sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "custom_params": {"claa": dict(claa)}}
+    body: dict[str, Any] = {"input_ids": list(input_ids), "sampling_params": sampling}
+    if top_logprobs:
+        body |= {"return_logprob": True, "top_logprobs_num": top_logprobs}
+    return body

@@ -1,0 +1,85 @@
+"""What is compared: the dense run of a prompt, and pruned ones by several rankers at several keep rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+DENSE_NAME = "dense"
+DEFAULT_RANKER = "claa"  # the server's own; its name is not sent
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One way to run a prompt. ranker: DENSE_NAME, a ranker the server knows, or a ranking made elsewhere."""
+
+    ranker: str
+    keep_rate: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return DENSE_NAME if self.dense else f"{self.ranker} {self.keep_rate:g}"
+
+    @property
+    def dense(self) -> bool:
+        return self.ranker == DENSE_NAME
+
+
+DENSE = Setting(DENSE_NAME)
+
+
+def settings(rankers: Sequence[str], keep_rates: Sequence[float]) -> list[Setting]:
+    """Dense first, then every ranker at every keep rate."""
+    return [DENSE, *(Setting(ranker, rate) for ranker in rankers for rate in keep_rates)]
+
+
+class RankingError(ValueError):
+    """A ranking made elsewhere does not fit; the message says which and why."""
+
+
+class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of a file of rankings. key: of the prompt (`Prompt.key`). order: its positions, most important first."""
+
+    key: str
+    order: list[int]
+
+
+Rankings = Mapping[str, Mapping[str, list[int]]]  # name -> key -> order
+
+
+def load_rankings(files: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """Rankings made elsewhere, from NAME=FILE arguments; FILE has a `Ranking` a line. Raises RankingError."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for argument in files:
+        name, equals, path = argument.partition("=")
+        if not equals or not Path(path).is_file():
+            raise RankingError(f"--rankings {argument!r}: expected NAME=FILE, a JSONL file with key and order")
+        try:
+            lines = msgspec.json.Decoder(Ranking).decode_lines(Path(path).read_bytes())
+        except msgspec.DecodeError as error:
+            raise RankingError(f"{path}: {error}. A line is {{'key': …, 'order': [positions, best first]}}") from error
+        found[name] = {line.key: line.order for line in lines}
+    return found
+
+
+def options(setting: Setting, key: str, tokens: int, window: int, rankings: Rankings) -> dict[str, Any]:
+    """`custom_params.claa` of a request for the prompt `key` of so many tokens.
+
+    A ranking made elsewhere is sent as the positions to keep, `int(keep_rate * tokens)` of them as in the server: the
+    last `window`, which are always kept, and the best others. Raises RankingError if it ranks another prompt.
+    """
+    if setting.dense:
+        return {"enabled": False}
+    if setting.ranker == DEFAULT_RANKER:
+        return {"keep_rate": setting.keep_rate}
+    if setting.ranker not in rankings:
+        return {"keep_rate": setting.keep_rate, "ranker": setting.ranker}
+    order = rankings[setting.ranker].get(key)
+    if order is None or any(not 0 <= position < tokens for position in order):
+        reason = "is missing" if order is None else f"has positions beyond its {tokens} tokens"
+        raise RankingError(f"ranking {setting.ranker!r}: prompt {key} {reason}; rank the same prompts with this model")
+    first = tokens - window
+    best = [position for position in order if position < first][: int(setting.keep_rate * tokens) - window]
+    return {"keep_rate": setting.keep_rate, "keep": [*sorted(best), *range(first, tokens)]}

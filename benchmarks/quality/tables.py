@@ -1,0 +1,80 @@
+"""Results on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.quality.settings import DENSE_NAME
+from benchmarks.quality.statistics import ALL, Cell, Interval
+from benchmarks.quality.timing import Ttft
+
+
+def show(cells: Sequence[Cell], times: Sequence[Ttft]) -> None:
+    """A table of accuracies per ranker, what happened to the answers, and the times if there are any."""
+    console = Console()
+    rankers = list(dict.fromkeys(cell.ranker for cell in cells if cell.ranker != DENSE_NAME))
+    for ranker in rankers:
+        console.print(_accuracy(ranker, cells))
+    console.print(_answers(cells))
+    if times:
+        console.print(_times(times))
+
+
+def _accuracy(ranker: str, cells: Sequence[Cell]) -> Table:
+    rates = sorted({cell.keep_rate for cell in cells if cell.ranker == ranker})
+    title = f"{ranker}: accuracy in %, and its difference to dense with a 95 % interval, in points"
+    table = Table("task", "source", "tokens", "n", "dense", *(f"keep {rate:g}" for rate in rates), title=title)
+    found = {(c.task, c.source, c.length, c.ranker, c.keep_rate): c for c in cells}
+    for cell in cells:
+        if cell.ranker != DENSE_NAME or (cell.task == ALL) != (cell.source == ALL):
+            continue
+        where = cell.task, cell.source, cell.length
+        pruned = [found[*where, ranker, rate] for rate in rates]
+        shown = [f"{_percent(one.accuracy.mean)}  {_points(one)}" for one in pruned]
+        table.add_row(cell.task, cell.source, str(cell.length), str(cell.n), _percent(cell.accuracy.mean), *shown)
+    return table
+
+
+def _answers(cells: Sequence[Cell]) -> Table:
+    table = Table(
+        *("ranker", "keep", "tokens", "n", "only dense right", "only pruned right", "p", "same answer, %"),
+        "KL of the first token, nats (lower bound)",
+        title="beside dense, over all tasks and sources",
+    )
+    for cell in cells:
+        beside = cell.to_dense
+        if cell.task == ALL and cell.source == ALL and beside is not None:
+            kl = f"{_range(beside.first_token_kl)}, n = {beside.first_token_n}" if beside.first_token_kl else ""
+            table.add_row(
+                *(cell.ranker, f"{cell.keep_rate:g}", str(cell.length), str(cell.n)),
+                *(str(beside.only_dense), str(beside.only_pruned), f"{beside.p_value:.2g}"),
+                *(_percent(beside.agreement.mean), kl),
+            )
+    return table
+
+
+def _times(times: Sequence[Ttft]) -> Table:
+    title = "TTFT, one request at a time, nothing cached"
+    table = Table("tokens", "ranker", "keep", "median ms", "min", "max", "of dense", title=title)
+    for one in times:
+        low, high = min(one.seconds), max(one.seconds)
+        shown = (f"{1000 * x:.1f}" for x in (one.median, low, high))
+        table.add_row(str(one.length), one.ranker, f"{one.keep_rate:g}", *shown, f"{one.ratio:.2f}")
+    return table
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _points(cell: Cell) -> str:
+    assert cell.to_dense is not None
+    found = cell.to_dense.difference
+    return f"{100 * found.mean:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _range(found: Interval | None) -> str:
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]" if found else ""

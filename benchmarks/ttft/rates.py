@@ -1,0 +1,136 @@
+"""TTFT under load: requests that arrive at random times, at several rates, from SGLang's benchmark client.
+
+Two HTTP servers, stock and pruned, live side by side; at each rate the client (`python -m sglang.benchmark.serving`, as
+it is) sends the same requests to one and then to the other. Prompts are random ids of one length, arrivals are Poisson.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from benchmarks import shapes
+from benchmarks.ttft.run import Run
+from benchmarks.ttft.variants import STOCK, TTFT, keep, options
+from tests.engine_server import stop
+
+OUTPUT_TOKENS = 16
+START_SECONDS, CLIENT_SECONDS = 400, 1800
+
+
+def measure(run: Run, servers: dict[str, dict[str, Any]], chunk: int) -> None:
+    """Start "stock" and "claa" of `servers` (engine options by name), and send every rate to both. Raises OutOfTime."""
+    settings = run.settings
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claa-rates-")))
+        model = Path(servers["stock"]["model_path"])
+        if not (model / "tokenizer.json").exists():
+            shapes.write_tokenizer(model, run.model.config["vocab_size"])
+        processes = {name: stack.enter_context(_server(servers[name], home / name)) for name in ("stock", "claa")}
+        urls = {name: _ready(process, url, home / name) for name, (process, url) in processes.items()}
+        cases = [(STOCK, urls["stock"], None)]
+        cases += [(keep(rate), urls["claa"], options(rate)) for rate in settings.keep_rates]
+        for name, url, claa in cases:
+            _check(name, url, _sampling(claa), settings.rate_tokens, run.model.config["vocab_size"])
+        took = 0.0
+        for index, rate in enumerate(tqdm(settings.rates, desc="rates", unit="rate")):
+            expected = max(took, settings.rate_requests / rate * len(cases))
+            run.budget.check(expected)
+            started = run.budget.used
+            for name, url, claa in cases if index % 2 else cases[::-1]:
+                times = _client(url, model, settings.rate_tokens, settings.rate_requests, rate, _sampling(claa), home)
+                point = {"scenario": "rates", "tokens": settings.rate_tokens, "chunk": chunk}
+                series = run.result.series_of(**point, rate=rate, quantity=TTFT, variant=name)
+                series.samples += times
+            took = run.budget.used - started
+            run.save()
+
+
+def flags(engine_options: Mapping[str, Any]) -> list[str]:
+    """Command-line flags of `sglang.launch_server` for options of `sglang.Engine`; True is a flag without a value."""
+    result: list[str] = []
+    for name, value in engine_options.items():
+        flag = "--" + name.replace("_", "-")
+        result += [flag] if value is True else [flag, str(value)]
+    return result
+
+
+@contextlib.contextmanager
+def _server(engine_options: dict[str, Any], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """(process, URL) of a server that may not be ready yet; killed when the block ends. It prints to `log`."""
+    port = _free_port()
+    served = {name: value for name, value in engine_options.items() if name != "skip_tokenizer_init"}
+    command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(port), *flags(served)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        stop(process)
+
+
+def _ready(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
+    """`url`, once its server answers. Raises RuntimeError with the end of its log."""
+    from sglang.utils import wait_for_http_ready
+
+    try:
+        wait_for_http_ready(url + "/health", timeout=START_SECONDS, process=process)
+    except (RuntimeError, TimeoutError) as error:
+        raise RuntimeError(f"{error}; the end of its log:\n{log.read_text(errors='replace')[-5000:]}") from error
+    return url
+
+
+def _check(name: str, url: str, sampling: dict[str, Any], tokens: int, vocab_size: int) -> None:
+    """Warm up, and raise RuntimeError unless the server prunes what it is to prune."""
+    for round in range(2):
+        prompt = [(100 + round + 7 * index) % vocab_size for index in range(tokens)]
+        answer = requests.post(url + "/generate", json={"input_ids": prompt, "sampling_params": sampling}, timeout=600)
+        answer.raise_for_status()
+        report = answer.json()["meta_info"].get("claa", {})
+        if report.get("pruned", False) != (name != STOCK):
+            raise RuntimeError(f"{name}: not the request that was to be measured: {report}")
+
+
+def _client(
+    url: str, model: Path, tokens: int, count: int, rate: float, sampling: dict[str, Any], home: Path
+) -> list[float]:
+    """TTFT in seconds of `count` requests at `rate` per second. Raises RuntimeError where one failed."""
+    out = home / "client.jsonl"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang", "--base-url", url]
+    command += ["--model", str(model), "--tokenizer", str(model), "--dataset-name", "random-ids", "--tokenize-prompt"]
+    command += ["--random-input-len", str(tokens), "--random-output-len", str(OUTPUT_TOKENS)]
+    command += ["--random-range-ratio", "1", "--num-prompts", str(count), "--request-rate", str(rate), "--seed", "1"]
+    command += ["--warmup-requests", "0", "--flush-cache", "--disable-tqdm", "--output-details"]
+    command += ["--output-file", str(out), "--extra-request-body", json.dumps({"sampling_params": sampling})]
+    done = subprocess.run(
+        command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=CLIENT_SECONDS
+    )
+    if done.returncode or not out.exists():
+        raise RuntimeError(f"the benchmark client failed ({done.returncode}):\n{(done.stdout + done.stderr)[-5000:]}")
+    details = json.loads(out.read_text().splitlines()[-1])
+    if failed := [error for error in details["errors"] if error]:
+        raise RuntimeError(f"{len(failed)} of {count} requests failed, the first with: {failed[0][-2000:]}")
+    return details["ttfts"]
+
+
+def _sampling(claa: dict[str, Any] | None) -> dict[str, Any]:
+    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": OUTPUT_TOKENS, "ignore_eos": True}
+    return params if claa is None else {**params, "custom_params": {"claa": claa}}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,103 @@
+"""What a run does: lengths, keep rates, rounds; and what it does when nothing is said."""
+
+from __future__ import annotations
+
+import msgspec
+
+QUESTION, TURN_ANSWER = 64, 16  # tokens of a second turn's question, and of the answer before it
+CHAT_ANSWER = 4  # tokens of each answer of the growing chat
+DENSE_TOKENS = 33  # tokens of an answer by which dense decoding is timed
+DECODE_TOKENS = 129  # tokens that each request of a decoding batch generates
+SHORT = 512  # tokens of a short request among long ones: below --claa-min-prompt-tokens, so dense in both engines
+MIXED_SHORTS = 6
+
+
+class Chat(msgspec.Struct, frozen=True):
+    """A chat that grows in equal turns from a first prompt of `first` tokens to a last one of `last`."""
+
+    first: int
+    last: int
+    turns: int
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run does; HELP says what each value is."""
+
+    lengths: list[int]
+    dense_lengths: list[int]
+    prefix_lengths: list[int]
+    mixed_lengths: list[int]
+    decode_lengths: list[int]
+    burst_lengths: list[int]
+    chat: Chat
+    keep_rates: list[float]
+    chunks: list[int]
+    concurrency: list[int]
+    decode_batch: int
+    rounds: int
+    warm_rounds: int
+    mixed_gap: float
+    rates: list[float]
+    rate_tokens: int
+    rate_requests: int
+
+
+HELP: dict[str, str] = {
+    "lengths": "prompt tokens, scenario cold",
+    "dense_lengths": "prompt tokens, scenario dense",
+    "prefix_lengths": "tokens of the first turn, scenario second-turn; of the prompt, scenario shared-prefix",
+    "mixed_lengths": "tokens of the long prompt, scenario mixed",
+    "decode_lengths": "prompt tokens, scenario decode",
+    "burst_lengths": "prompt tokens, scenario burst",
+    "chat": "FIRST LAST TURNS: tokens of the first and of the last prompt, scenario growing-chat",
+    "keep_rates": "of pruned requests",
+    "chunks": "prefill chunks in tokens; each takes engines of its own",
+    "concurrency": "requests that arrive together, scenario burst",
+    "decode_batch": "requests, scenario decode",
+    "rounds": "timed rounds",
+    "warm_rounds": "rounds before them",
+    "mixed_gap": "seconds between two short requests, scenario mixed",
+    "rates": "requests per second, scenario rates",
+    "rate_tokens": "prompt tokens, scenario rates",
+    "rate_requests": "requests at each rate",
+}
+
+# What runs when nothing is said: on a GPU what the targets name, on the CPU engine what takes minutes.
+GPU_DEFAULTS = Settings(
+    lengths=[10_240, 32_768, 131_072],
+    dense_lengths=[10_240],
+    prefix_lengths=[32_768],
+    mixed_lengths=[32_768],
+    decode_lengths=[32_768],
+    burst_lengths=[16_384],
+    chat=Chat(1024, 32_768, 60),
+    keep_rates=[0.2],
+    chunks=[8192],
+    concurrency=[8],
+    decode_batch=8,
+    rounds=5,
+    warm_rounds=1,
+    mixed_gap=0.1,
+    rates=[1.0, 2.0, 3.0, 4.0],
+    rate_tokens=10_240,
+    rate_requests=60,
+)
+CPU_DEFAULTS = Settings(
+    lengths=[1024, 2048, 4096],
+    dense_lengths=[1024],
+    prefix_lengths=[2048],
+    mixed_lengths=[3072],
+    decode_lengths=[1024],
+    burst_lengths=[1536],
+    chat=Chat(256, 3072, 12),
+    keep_rates=[0.2],
+    chunks=[2048],
+    concurrency=[3],
+    decode_batch=3,
+    rounds=5,
+    warm_rounds=1,
+    mixed_gap=0.3,
+    rates=[0.2, 0.4],
+    rate_tokens=1536,
+    rate_requests=20,
+)

@@ -1,0 +1,160 @@
+"""What is served: the model, and the options of the engines that a run takes.
+
+Engines, all of the same chunk size:
+
+    stock   SGLang as it starts by itself: no attention backend is named, so it takes its best; graphs as they come
+    claa    the same with --enable-claa; keep rates and policies are per request
+    early   the first p + 1 layers of the model, stock: early(N) of the bound
+    late    as many layers as are late, stock: late(kN); the same engine as `early` when the two counts are equal
+    one     one layer, stock: what a request pays once
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from benchmarks import shapes
+from benchmarks.ttft.bound import Depth
+from benchmarks.ttft.settings import (
+    CHAT_ANSWER,
+    DECODE_TOKENS,
+    DENSE_TOKENS,
+    MIXED_SHORTS,
+    QUESTION,
+    SHORT,
+    TURN_ANSWER,
+    Settings,
+)
+from claa_sglang import small_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SLACK = 4096  # tokens of KV beyond what a scenario needs: generated tokens, pages, the reservation of running requests
+POOL_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Model(msgspec.Struct, frozen=True):
+    """What is served. name: for tables. config: its config.json. options: engine options that name it."""
+
+    name: str
+    config: dict[str, Any]
+    options: dict[str, Any]
+    itemsize: int
+    prune_layer: int
+
+    @property
+    def random(self) -> bool:
+        """Whether its weights are."""
+        return self.options.get("load_format") == "dummy"
+
+    @property
+    def depth(self) -> Depth:
+        return Depth(self.config["num_hidden_layers"], self.prune_layer)
+
+
+def open_model(path: Path | None, shape: str | None, prune_layer: int | None, gpu: bool, stack: ExitStack) -> Model:
+    """The model in directory `path`, or a shape with random weights, or SmolLM2 when neither is named.
+
+    A shape lives in a temporary directory until `stack` closes. On the CPU engine everything is float32.
+    """
+    options: dict[str, Any] = {"skip_tokenizer_init": True}
+    if shape is None:
+        path = path or small_model.prepare(ROOT / small_model.DEFAULT_DIR)
+    else:
+        path = shapes.write(shape, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claa-shape-"))))
+        options |= shapes.RANDOM_WEIGHTS
+    config = json.loads((path / "config.json").read_text())
+    dtype = "float32" if not gpu else config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    options |= {"model_path": str(path), "dtype": dtype}
+    prune_layer = config["num_hidden_layers"] // 2 - 1 if prune_layer is None else prune_layer
+    return Model(shape or path.name, config, options, POOL_DTYPE_BYTES[dtype], prune_layer)
+
+
+def engine_options(
+    model: Model, settings: Settings, chunk: int, scenarios: Iterable[str], gpu: bool
+) -> dict[str, dict[str, Any]]:
+    """Options of each engine that `scenarios` (names of scenarios.SCENARIOS, "rates" or "startup") need, by name.
+
+    Engines are told how many tokens of KV to have, as each would otherwise take all memory that the others left. Raises
+    ValueError for a prompt longer than the model's positions; a shape with random weights is given more of them.
+    """
+    demands = [demand(settings, name) for name in scenarios]
+    overrides: dict[str, dict[str, Any]] = {
+        "early": {"num_hidden_layers": model.depth.early},
+        "late": {"num_hidden_layers": model.depth.late},
+        "one": {"num_hidden_layers": 1},
+    }
+    longest, positions = max(need.longest for need in demands), model.config["max_position_embeddings"]
+    more = {}
+    if model.random and longest + SLACK > positions:
+        more = {"max_position_embeddings": longest + SLACK}
+    elif longest >= positions:
+        raise ValueError(f"{model.name} has {positions} positions, too few for {longest} tokens: shorten the prompts")
+    common = {**model.options, "chunked_prefill_size": chunk, "random_seed": 0, **(GPU_OPTIONS if gpu else CPU_OPTIONS)}
+    options = {}
+    for name, tokens in kv_tokens(demands, max(settings.keep_rates)).items():
+        options[name] = {**common, "max_total_tokens": tokens}
+        if name == "claa":
+            options[name] |= {"enable_claa": True, "claa_prune_layer": model.prune_layer}
+        if changed := {**overrides.get(name, {}), **more}:
+            options[name]["json_model_override_args"] = json.dumps(changed)
+    return options
+
+
+# The size of the KV is given; a margin that each engine leaves would only be taken off what the others find.
+GPU_OPTIONS = {"mem_fraction_static": 0.95}
+CPU_OPTIONS = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "mem_fraction_static": 0.4,
+    "max_running_requests": 32,
+    "sleep_on_idle": True,  # an idle scheduler would spin and take a core from the one that is measured
+}
+
+
+class Demand(NamedTuple):
+    """What a scenario takes: its longest prompt, tokens of KV in a stock engine, longest prompt with a bound; or 0."""
+
+    longest: int
+    tokens: int
+    bounded: int = 0
+
+
+def demand(settings: Settings, scenario: str) -> Demand:
+    """What `scenario` takes. Raises KeyError for a name that is none."""
+    prefix, burst, decoded = (
+        max(n) for n in (settings.prefix_lengths, settings.burst_lengths, settings.decode_lengths)
+    )
+    cold, mixed, chat = max(settings.lengths), max(settings.mixed_lengths), settings.chat
+    second = prefix + TURN_ANSWER + QUESTION
+    return {
+        "cold": Demand(cold, cold, cold),
+        "dense": Demand(max(settings.dense_lengths), max(settings.dense_lengths) + DENSE_TOKENS),
+        "second-turn": Demand(second, second, prefix),
+        "shared-prefix": Demand(prefix, 2 * prefix),
+        "burst": Demand(burst, burst * max(settings.concurrency)),
+        "mixed": Demand(mixed, mixed + MIXED_SHORTS * SHORT),
+        "growing-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER),
+        "decode": Demand(decoded, settings.decode_batch * (decoded + 2 * DECODE_TOKENS)),
+        # Requests queue when this is full, in both servers alike.
+        "rates": Demand(settings.rate_tokens, 16 * settings.rate_tokens),
+        "startup": Demand(0, 0),
+    }[scenario]
+
+
+def kv_tokens(demands: Iterable[Demand], keep_rate: float) -> dict[str, int]:
+    """Tokens of KV of each engine that is needed, by its name. keep_rate: the highest."""
+    demands = list(demands)
+    tokens, bounded = max(need.tokens for need in demands), max(need.bounded for need in demands)
+    # A pruned request has a late slot for every kept token, beside the slots of its prompt.
+    engines = {"stock": tokens + SLACK, "claa": int((1 + keep_rate) * tokens) + SLACK}
+    if bounded:
+        kept = int(keep_rate * bounded) + SLACK
+        engines |= {"early": bounded + SLACK, "late": kept, "one": kept}
+    return engines

@@ -1,0 +1,42 @@
+"""Names of what is measured, as tables and files have them: who answered a request, and what was timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STOCK = "stock"
+CLAA = "--enable-claa"  # a whole server
+DENSE = "dense, flag on"  # the pruned engine, told to run this request dense
+EARLY = "early(N)"
+TTFT, PER_TOKEN, START = "TTFT", "time per output token", "start"
+SHORT_TTFT, LONG_TTFT, SUM_TTFT, PRUNED_TURNS = "TTFT of the short", "TTFT of the long", "sum of TTFT", "turns pruned"
+
+
+def keep(rate: float) -> str:
+    """Pruned, whatever it costs, to a share `rate` of the prompt."""
+    return f"keep {rate:g}"
+
+
+def auto(rate: float) -> str:
+    """Pruned to a share `rate` where the server thinks that it pays."""
+    return f"keep {rate:g}, auto"
+
+
+def late(rate: float) -> str:
+    """A copy of the model with as many layers as are late, given that share of the prompt."""
+    return f"late layers, {rate:g} N"
+
+
+def one(rate: float) -> str:
+    """A copy of the model with one layer, given that share of the prompt."""
+    return f"one layer, {rate:g} N"
+
+
+def total(count: int) -> str:
+    """Quantity: time until all of `count` requests that arrive together have their token."""
+    return f"total time of {count}"
+
+
+def options(rate: float, policy: str = "always") -> dict[str, Any]:
+    """`custom_params["claa"]` of a request pruned to `rate`."""
+    return {"keep_rate": rate, "policy": policy}

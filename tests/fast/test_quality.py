@@ -1,0 +1,226 @@
+"""The parts of benchmarks.eval_quality, with canned answers and a stand-in for the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import eval_quality, eval_quality_plot
+from benchmarks.quality import statistics
+from benchmarks.quality.answers import Answer, Answers, AnswersError
+from benchmarks.quality.settings import DENSE, RankingError, Setting, load_rankings, options, settings
+from claa_sglang.tasks.record import Prompt, save
+
+PROMPTS = [
+    Prompt(task=task, source="prose", length=1024, seed=i, input_ids=[10 * j, i, *range(98)], answers=["7"])
+    for j, task in enumerate(("a", "b"))
+    for i in range(20)
+]
+
+
+# --- a server that is right more often the more it keeps ---
+
+
+class Server:
+    """Answers "7" to dense requests, and to pruned ones if the prompt's second token is below 20 * keep rate."""
+
+    device = "a test"
+
+    def __init__(self) -> None:
+        self.bodies: list[Mapping[str, Any]] = []
+        self.running = self.most = 0
+        self.fail_after = math.inf
+
+    def info(self) -> dict[str, Any]:
+        config = {"window": 8, "profile": None, "steps": [{"prune_layer": 3}]}
+        return {"model_path": "somewhere/tiny", "claa": {"config": config}, "dtype": "float32"}
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run(work)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        if len(self.bodies) >= self.fail_after:
+            raise RuntimeError("/generate: HTTP 500: planted")
+        self.bodies.append(request)
+        claa, ids = request["sampling_params"]["custom_params"]["claa"], request["input_ids"]
+        rate = claa.get("keep_rate", 1.0)
+        pruned = claa.get("enabled", True)
+        report = {"pruned": pruned, "prompt_tokens": len(ids), "kept_tokens": int(rate * len(ids)), "keep_rate": rate}
+        meta: dict[str, Any] = {"claa": {**report, "early_cached_tokens": 0}}
+        if request.get("top_logprobs_num"):
+            meta["output_top_logprobs"] = [[(math.log(rate / 2), 5, None), (math.log(0.25), 6, None)]]
+        return {"text": " 7" if ids[1] < 20 * rate else " 8", "meta_info": meta}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    running = Server()
+    monkeypatch.setattr(eval_quality, "endpoint_of", lambda args: running)
+    return running
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    save(PROMPTS, tmp_path / "prompts.jsonl.gz")
+    return [str(tmp_path / "prompts.jsonl.gz"), "--url", "none", "--out", str(tmp_path / "q.json"), "--in-flight", "7"]
+
+
+def result(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "q.json").read_text())
+
+
+def test_accuracies_and_pairs(server: Server, command: list[str], tmp_path: Path) -> None:
+    more = ["--rankers", "claa", "fastkv", "--keep-rates", "0.25", "0.5", "--kl-prompts", "3"]
+    assert eval_quality.main([*command, *more]) == 0
+    assert len(server.bodies) == 40 * 5 and server.most == 7
+    found = {(c["task"], c["source"], c["ranker"], c["keep_rate"]): c for c in result(tmp_path)["cells"]}
+    assert len(found) == 3 * 2 * 5
+    dense, half = found["a", "prose", "dense", 1.0], found["all", "all", "fastkv", 0.5]
+    assert dense["n"] == 20 and dense["accuracy"]["mean"] == 1 and dense["accuracy"]["low"] < 0.9
+    assert half["n"] == 40 and half["accuracy"]["mean"] == 0.5
+    beside = half["to_dense"]
+    assert beside["difference"]["mean"] == -0.5 and (beside["only_dense"], beside["only_pruned"]) == (20, 0)
+    assert beside["p_value"] == pytest.approx(2 * 0.5**20) and beside["agreement"]["mean"] == 0.5
+    # Dense gives token 5 one half, this setting a quarter; a quarter of the rest is in no list.
+    assert beside["first_token_n"] == 6
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.25 / 0.5)
+    assert beside["first_token_kl"]["mean"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_switch_of_each_request(server: Server, command: list[str]) -> None:
+    eval_quality.main([*command, "--rankers", "claa", "gemfilter", "--keep-rates", "0.5"])
+    sent = [body["sampling_params"]["custom_params"]["claa"] for body in server.bodies]
+    kinds = [{"enabled": False}, {"keep_rate": 0.5}, {"keep_rate": 0.5, "ranker": "gemfilter"}]
+    assert [sent.count(kind) for kind in kinds] == [40, 40, 40]
+
+
+def test_a_stopped_run_goes_on(server: Server, command: list[str], tmp_path: Path) -> None:
+    server.fail_after = 33
+    with pytest.raises(RuntimeError, match="planted"):
+        eval_quality.main([*command, "--keep-rates", "0.5"])
+    with (tmp_path / "q.answers.jsonl").open("ab") as file:
+        file.write(b'{"prompt": "cut o')
+    server.fail_after = math.inf
+    eval_quality.main([*command, "--keep-rates", "0.5"])
+    assert len(server.bodies) == 80
+    eval_quality.main([*command, "--keep-rates", "0.5"])
+    assert len(server.bodies) == 80, "nothing was missing"
+    assert {cell["n"] for cell in result(tmp_path)["cells"]} == {20, 40}
+
+
+def test_answers_of_another_server_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    Answers(path, {"model": "a", "claa": {"window": 8}}).close()
+    Answers(path, {"model": "a", "claa": {"window": 8}}).close()
+    with pytest.raises(AnswersError, match=r"another server \(claa differ\): name another file with --answers"):
+        Answers(path, {"model": "a", "claa": {"window": 9}})
+
+
+@pytest.mark.parametrize(
+    ("claa", "why"),
+    [
+        (None, "start the server with --enable-claa"),
+        ({"pruned": False, "reason": "too short", "prompt_tokens": 9}, "too short. Start the server with --claa-min"),
+        ({"pruned": True, "keep_rate": 0.3, "prompt_tokens": 9}, "ran at keep rate 0.3"),
+    ],
+)
+def test_a_request_that_ran_otherwise_is_no_measurement(claa: Any, why: str) -> None:
+    from benchmarks.quality.asking import check_report
+
+    with pytest.raises(RuntimeError, match=why):
+        check_report({"claa": claa}, Setting("claa", 0.2))
+
+
+def test_times_and_the_plot(server: Server, command: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert eval_quality.main([*command, "--keep-rates", "0.5"]) == 0
+    assert eval_quality_plot.main([str(tmp_path / "q.json")]) == 1
+    assert "it has no times: measure with --time" in capsys.readouterr().err
+    assert eval_quality.main([*command, "--keep-rates", "0.5", "--time"]) == 0
+    times = {time["ranker"]: time for time in result(tmp_path)["ttft"]}
+    assert times["dense"]["ratio"] == 1 and times["claa"]["ratio"] > 0
+    assert all(len(time["seconds"]) == 5 and time["length"] == 1024 for time in times.values())
+    assert eval_quality_plot.main([str(tmp_path / "q.json"), "--task", "a"]) == 0
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- rankings made elsewhere ---
+
+
+def test_a_given_ranking_becomes_positions(tmp_path: Path) -> None:
+    path = tmp_path / "oracle.jsonl"
+    path.write_text('{"key": "k", "order": [3, 19, 0, 7, 1]}\n')
+    rankings = load_rankings([f"oracle={path}"])
+    sent = options(Setting("oracle", 0.2), "k", 20, window=2, rankings=rankings)
+    assert sent == {"keep_rate": 0.2, "keep": [0, 3, 18, 19]}
+    with pytest.raises(RankingError, match="prompt other is missing"):
+        options(Setting("oracle", 0.2), "other", 20, window=2, rankings=rankings)
+    with pytest.raises(RankingError, match="beyond its 19 tokens"):
+        options(Setting("oracle", 0.2), "k", 19, window=2, rankings=rankings)
+    with pytest.raises(RankingError, match="expected NAME=FILE"):
+        load_rankings(["oracle"])
+
+
+def test_settings_are_dense_and_every_pair() -> None:
+    names = [setting.name for setting in settings(["claa", "uniform"], [0.1, 0.2])]
+    assert names == ["dense", "claa 0.1", "claa 0.2", "uniform 0.1", "uniform 0.2"]
+
+
+# --- statistics ---
+
+
+def test_intervals_hold_their_mean_and_cover() -> None:
+    """Of 200 samples of 60 prompts, about 95 % of the intervals hold the true mean."""
+    rng = np.random.default_rng(3)
+    for interval, draw, truth in (
+        (statistics.mean_score, lambda: rng.binomial(1, 0.9, 60).astype(float), 0.9),
+        (statistics.mean_score, lambda: rng.binomial(4, 0.7, 60) / 4, 0.7),
+        (statistics.mean, lambda: rng.choice([-1.0, 0.0, 1.0], 60, p=[0.1, 0.85, 0.05]), -0.05),
+    ):
+        found = [interval(draw()) for _ in range(200)]
+        assert all(one.low <= one.mean <= one.high for one in found)
+        assert 0.90 <= sum(one.low <= truth <= one.high for one in found) / 200 <= 0.99
+
+
+def test_equal_values_are_not_certain() -> None:
+    found = statistics.mean(np.zeros(200))
+    assert found.mean == 0 and found.high == -found.low == pytest.approx(1 - 0.025 ** (1 / 200))
+
+
+def test_prompts_without_every_answer_are_left_out() -> None:
+    known = {(p.key, s.name): Answer(p.key, s.name, "7", 100, 100) for p in PROMPTS for s in (DENSE, Setting("x", 0.5))}
+    del known[PROMPTS[0].key, "x 0.5"]
+    counts = {c.task: c.n for c in statistics.cells(PROMPTS, known, [DENSE, Setting("x", 0.5)])}
+    assert counts == {"a": 19, "b": 20, "all": 39}
+
+
+def test_coarse_kl_is_a_lower_bound() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        logits = rng.normal(size=(2, 30)) * 2
+        p, q = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        full = float((p * np.log(p / q)).sum())
+        top = [[(int(i), math.log(d[i])) for i in np.argsort(-d)] for d in (p, q)]
+        assert statistics.coarse_kl(*top) == pytest.approx(full)
+        previous = full
+        for size in (20, 10, 3):
+            coarse = statistics.coarse_kl(top[0][:size], top[1][:size])
+            assert 0 <= coarse <= previous + 1e-9
+            previous = coarse
+        assert statistics.coarse_kl(top[0][:10], top[0][:10]) == 0
