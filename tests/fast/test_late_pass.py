@@ -208,7 +208,7 @@ def test_parts_beside_other_requests(steps: tuple[PruneStep, ...]) -> None:
 
 @TWO_ONLY
 def test_a_part_after_the_second_prune_alone_beside_other_requests(steps: tuple[PruneStep, ...]) -> None:
-    """Its rows are in the last level only, a dense request's in all, a short one's waits for the second level."""
+    """Its rows are in the last level only, a dense request's in all."""
     world = World(steps)
     parted, dense, short = world.add(text=1, prompt=40), world.add(text=4, prompt=7, pruned=False), world.add(2, 9)
     for left in (40, 1, 1):
@@ -221,6 +221,23 @@ def test_a_part_after_the_second_prune_alone_beside_other_requests(steps: tuple[
     out = world.decode([short, parted, dense])
     check(world, [parted, dense, short])
     assert out.tolist() == [[2, 9, LAYERS], [1, 40, LAYERS], [4, 7, LAYERS]]
+
+
+@TWO_ONLY
+def test_rows_after_the_second_prune_wait_where_the_step_has_no_room(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    parted, short = world.add(text=1, prompt=16, keep_rate=1.0), world.add(text=2, prompt=9)
+    for left in (16, 1):
+        world.extend([(parted, left)], late_rows=8)
+    out = world.extend([(parted, 1), (short, 9)], late_rows=8)
+    check(world, [parted, short])
+    assert out[parted].tolist() == rows(1, [15]) and not out[short].any()
+    # It was ranked all the same: its queries were there.
+    assert short.state.late_spans == [(0, 4), (0, 0)] and len(kept(short)) == 2
+    assert world.extend([(short, 1)], late_rows=8)[short].tolist() == rows(2, [8])
+    check(world, [short])
+    world.decode([short, parted])
+    check(world, [parted, short])
 
 
 @STEPS
