@@ -20,17 +20,14 @@ from claa_sglang.plan import kept_counts
 from claa_sglang.request import RequestOptions
 from claa_sglang.state import RequestState
 
-ROWS, WIDTH, WINDOW = 4, 48, 2
-RATES = (0.5, 0.2)
+ROWS, WIDTH, WINDOW, RATES = 4, 48, 2, (0.5, 0.2)
 SCHEDULES = int(os.environ.get("CLAA_TEST_SCHEDULES", 100))  # `make test` asks for thousands
 
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     steps = tuple(PruneStep(prune_layer=i, keep_rate=RATES[i], score_layers=(i,)) for i in range(len(counts)))
-    spans = [(0, 0)] * len(counts)
-    return RequestState(
-        RequestOptions(), prompt, steps, kept_counts=counts, kept=[None] * len(counts), late_spans=spans
-    )
+    lists = {"kept": [None] * len(counts), "late_spans": [(0, 0)] * len(counts)}
+    return RequestState(RequestOptions(), prompt, steps, kept_counts=counts, **lists)
 
 
 def make_pool(steps: int, size: int, need_sort: bool = False):
