@@ -1,6 +1,6 @@
 """Every attention backend, on a GPU: the same answers as dense, decode graphs as eager, no host wait that dense lacks.
 
-    python -m benchmarks.backends [--shape llama-3.1-8b] [--backends fa3 flashinfer triton] [--out FILE]
+    python -m benchmarks.backends [--shape llama-3.1-8b] [--backends fa3 …] [--schedule 15:0.4,23:0.15] [--out FILE]
 
 One engine per backend, each in a process of its own, side by side on one GPU; SGLang's default CUDA graphs, but decode
 graphs for batches of up to four requests, so that larger batches run eagerly. With `--claa-policy always`, in bf16 with
@@ -56,7 +56,9 @@ def main() -> int:
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
         workers = [
-            context.Process(target=run_backend, args=(queue, name, path, args.memory / len(args.backends)))
+            context.Process(
+                target=run_backend, args=(queue, name, path, args.memory / len(args.backends), args.schedule)
+            )
             for name in args.backends
         ]
         for worker in workers:
@@ -76,21 +78,22 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.backends", description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=shapes.SHAPES, default="llama-3.1-8b", help="default: %(default)s")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="default: all")
+    parser.add_argument("--schedule", help="prune steps, as --claa-schedule reads them; default: one step")
     parser.add_argument("--memory", type=float, default=0.85, help="of the GPU, for all engines (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "backends.json")
     return parser.parse_args()
 
 
-def run_backend(queue: Any, name: str, path: str, memory: float) -> None:
+def run_backend(queue: Any, name: str, path: str, memory: float, schedule: str | None) -> None:
     """One engine's results into the queue, as (backend, results); an error is a result too."""
     try:
-        queue.put((name, measure(name, path, memory)))
+        queue.put((name, measure(name, path, memory, schedule)))
     except BaseException as error:  # noqa: BLE001 - the parent waits for an item
         queue.put((name, {"error": f"{type(error).__name__}: {error}"}))
         raise
 
 
-def measure(name: str, path: str, memory: float) -> dict[str, Any]:
+def measure(name: str, path: str, memory: float, schedule: str | None) -> dict[str, Any]:
     import sglang
 
     started = time.perf_counter()
@@ -105,6 +108,7 @@ def measure(name: str, path: str, memory: float) -> dict[str, Any]:
         cuda_graph_max_bs_decode=GRAPH_BATCH,
         enable_claa=True,
         claa_policy="always",
+        claa_schedule=schedule,
         random_seed=1,
         log_level="warning",
     )

@@ -36,44 +36,55 @@ def max_new_tokens(capacity: int, state: RequestState) -> int:
 
 
 class LateRows:
-    """Rows that the late layers may still take in one scheduling step.
+    """Rows that the late layers may still take in one scheduling step, after each prune step.
 
     Stock bounds a step by its chunk: no layer sees more rows than that. The bound holds here at every level: the early
-    layers have at most a chunk of rows, and so have the late ones. So a step that finishes a long prompt computes no
-    more than a stock chunk does, and takes no more memory. What is left of a late prefill waits for the next step.
+    layers have at most a chunk of rows, and so have those after each prune. So a step that finishes a long prompt
+    computes no more than a stock chunk does, and takes no more memory. What is left of a late prefill waits for the
+    next step.
 
     Args:
-        limit: rows of a chunk; None where prefill is not chunked, and nothing is bounded.
+        limit: rows of a chunk, at least the window; None where prefill is not chunked, and nothing is bounded.
+        num_steps: prune steps of the configuration.
+        window: tokens whose queries rank.
     """
 
-    def __init__(self, limit: int | None) -> None:
-        self.left = limit
+    def __init__(self, limit: int | None, num_steps: int, window: int) -> None:
+        self.left = None if limit is None else [limit] * num_steps
+        self._window = window
 
     def cap(self, rows: int) -> int:
-        """As many of `rows` as are left."""
-        return rows if self.left is None else min(rows, self.left)
-
-    def has_room(self, state: RequestState, generated: int) -> bool:
-        """Whether a late prefill may start in what is left of this step: a part of it, or all where it has no parts."""
-        rows = 1 if _has_parts(state) else late_prefill_len(state, generated)
-        return self.cap(rows) == rows
+        """As many of `rows` as are left at every level."""
+        return rows if self.left is None else min(rows, *self.left)
 
     def take(self, rows: int) -> int:
-        """Charge up to `rows`, as many as are left; returns how many."""
+        """Charge up to `rows` of a dense request, which has them at every level; returns how many are charged."""
         taken = self.cap(rows)
         if self.left is not None:
-            self.left -= taken
+            self.left = [left - taken for left in self.left]
         return taken
+
+    def has_room(self, state: RequestState, generated: int) -> bool:
+        """Whether a late prefill may start in what is left of this step."""
+        return self._part(state, 0, late_prefill_len(state, generated)) > 0
 
     def advance(self, state: RequestState, generated: int) -> bool:
         """Plan the next part of a late prefill into this step; whether it is the last part."""
-        total, done = late_prefill_len(state, generated), state.late_span[1]
-        taken = self.take(total - done)
-        end = done + taken if _has_parts(state) else total
-        state.late_span = (done, end)
-        return end == total
+        for step, kept in enumerate(state.kept_counts):
+            total, done = kept + generated, state.late_spans[step][1]
+            taken = self._part(state, step, total - done)
+            if self.left is not None:
+                self.left[step] -= taken
+            state.late_spans[step] = (done, done + taken)
+            if done + taken < total:
+                return False
+        return True
 
-
-def _has_parts(state: RequestState) -> bool:
-    """Whether a late prefill may take several steps. A second prune ranks all that the first kept, at once."""
-    return len(state.steps) == 1
+    def _part(self, state: RequestState, step: int, rows: int) -> int:
+        """Of the `rows` to go after a prune step, how many the next part has. The part that ends them has the whole
+        window if another prune follows, whose ranking it asks."""
+        if self.left is None:
+            return rows
+        if step == len(state.kept_counts) - 1:
+            return min(rows, self.left[step])
+        return chunk_len(self.left[step], rows, self._window)

@@ -15,7 +15,7 @@ import sglang.srt.server_args as sglang_arguments
 from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.arg_groups.overrides import model_config_of
 
-from claa_sglang.config import HELP, ClaaConfig, ClaaFlags, ConfigError, resolve
+from claa_sglang.config import HELP, ClaaConfig, ClaaFlags, resolve
 
 ENABLE_HELP = (
     "Serve long prompts through CLAA: layers after the prune layer see only the prompt tokens that matter. Every "
@@ -87,12 +87,6 @@ def config_of(server_args: Any) -> ClaaConfig:
     config = getattr(server_args, "_claa_config", None)
     if config is None:
         config = resolve(flags_of(server_args), model_config_of(server_args).num_hidden_layers)
-        if len(config.steps) > 1:
-            # The runtime is written for several; with a real server only one has been shown to be right.
-            raise ConfigError(
-                f"--claa-profile {config.profile}: has {len(config.steps)} prune steps, this version serves one. "
-                "Leave out the later steps."
-            )
         server_args._claa_config = config
     return config
 

@@ -24,7 +24,8 @@ class Segment:
         prefix_len: KV entries of that row written before this forward.
         seq_len: KV entries of that row after this forward.
         state: the request's CLAA state when it is pruned, else None.
-        last_chunk: whether the early layers have seen the whole prompt after this forward (True in decode).
+        complete: whether every row of the request at this level has been computed after this forward: the whole prompt,
+            or all that was kept, and what was generated. Then it has a segment at the next level. True in decode.
     """
 
     request: int
@@ -34,7 +35,7 @@ class Segment:
     prefix_len: int
     seq_len: int
     state: RequestState | None
-    last_chunk: bool
+    complete: bool
 
     @property
     def rows(self) -> int:
@@ -44,8 +45,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """All levels of one forward. `levels[0]` covers every request; later levels leave out requests whose prompt is
-    not complete. Dense requests have the same rows at every level."""
+    """All levels of one forward. `levels[0]` covers every request; later levels leave out pruned requests whose rows at
+    the level before are not complete. A segment has no rows where all were computed in earlier forwards, or where the
+    step had no room for any. Dense requests have the same rows at every level."""
 
     levels: tuple[tuple[Segment, ...], ...]
     decode: bool
@@ -93,7 +95,7 @@ def plan_extend(
 ) -> BatchPlan | None:
     """Plan a prefill batch; None when no request in it is pruned (the stock path).
 
-    Of a pruned request whose prompt is complete, the late layers compute the rows of its state's `late_span`.
+    Of a pruned request whose prompt is complete, the late layers compute the rows of its state's `late_spans`.
 
     Args:
         states: per request, its state; None or a dense state means the stock path.
@@ -110,17 +112,17 @@ def plan_extend(
     ends = [0] * (num_steps + 1)
     for i, state in enumerate(pruned):
         seq_len = prefix_lens[i] + extend_lens[i]
+        complete = last_chunk[i]
         for level in range(num_steps + 1):
-            if state is None or level == 0:
-                row, prefix, length = rows[i], prefix_lens[i], seq_len
-            elif last_chunk[i]:
-                row, prefix, length = rows[i] + level * table_stride, 0, late_len(state, level, seq_len)
-                if level == 1:
-                    prefix, length = state.late_span
-            else:
-                continue
+            row, prefix, length = rows[i], prefix_lens[i], seq_len
+            if state is not None and level > 0:
+                if not complete:
+                    break
+                row += level * table_stride
+                prefix, length = state.late_spans[level - 1]
+                complete = length == late_len(state, level, seq_len)
             start, ends[level] = ends[level], ends[level] + length - prefix
-            levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, last_chunk[i]))
+            levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete))
     return BatchPlan(tuple(tuple(level) for level in levels), decode=False)
 
 

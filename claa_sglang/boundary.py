@@ -42,7 +42,7 @@ class BoundaryStore:
         if width < hidden_size:
             raise BoundaryTooWide(
                 f"a slot's late-layer KV rows hold {width} elements, a hidden state has {hidden_size}; "
-                "prune earlier (--claa-prune-layer) or use fewer tensor-parallel ranks"
+                "prune earlier (--claa-prune-layer, --claa-schedule) or use fewer tensor-parallel ranks"
             )
         self.is_pair = width >= 2 * hidden_size
         self.hidden_size = hidden_size

@@ -9,6 +9,7 @@ range and a remedy.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,11 @@ DEFAULT_KEEP_RATE = 0.2
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
 MIN_RATE = 1e-300  # a profile's later rates are not scaled below it
 MAX_PROFILE_BYTES = 1 << 20  # a profile has about a thousand; more is another kind of file
-MAX_QUOTED = 400  # characters of a profile that an error quotes
+MAX_QUOTED = 400  # characters of a profile or a flag that an error quotes
+# One step of a schedule: layer:rate, or layer:rate:scored+scored.
+_STEP = re.compile(
+    r"(?P<layer>\d{1,4}):(?P<rate>\d{0,20}\.?\d{1,20}(e-?\d{1,3})?)(:(?P<scored>\d{1,4}(\+\d{1,4})*))?", re.ASCII
+)
 
 # field of ClaaFlags -> what may be written, with unit, range and default; --help and the errors share it.
 HELP: dict[str, str] = {
@@ -40,6 +45,11 @@ HELP: dict[str, str] = {
         "layers whose attention ranks the tokens, none above the prune layer: a count n, such as 4, for the "
         "last n up to the prune layer, or an ascending list, such as 8,12,14,17; one layer alone is written "
         "with a comma, such as 14, (default 4, or fewer where the prune layer is below 3)"
+    ),
+    "schedule": (
+        "prune steps, instead of one prune layer, keep rate and score layers: layer:rate for each step, such as "
+        "14:0.4,20:0.15, layers ascending and rates (shares of the whole prompt) descending; layers that rank may "
+        "follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, above the previous one)"
     ),
     "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
@@ -71,7 +81,7 @@ class PruneStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything CLAA is told, for one model; made by `resolve`, the same in every process.
 
-    steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending.
+    steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending, or all 1.
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
     policy: whether a prompt is pruned only where that is expected to be faster.
     ranker: as `ranker_spec.parse` reads it.
@@ -110,7 +120,11 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return f"claa:p{self.steps[0].prune_layer}"
 
     def with_keep_rate(self, rate: float) -> ClaaConfig:
-        """This configuration with another keep rate in (0, 1] for the first step, later rates in proportion.
+        """This configuration with another keep rate in (0, 1] for the first step; later rates follow.
+
+        A later rate becomes `rate ** (log(new first) / log(first))`: the configured first rate gives the configured
+        later ones, 1 gives 1 everywhere (nothing is pruned), and all fall together in between. Steps that are all
+        configured at 1 fall as one.
 
         Raises ConfigError for a rate outside the range.
         """
@@ -118,11 +132,14 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError(f"keep_rate {rate}: must be above 0 and at most 1")
         # Below this every prompt keeps its window alone; it leaves room for later rates to be smaller still.
         current = max(float(rate), 1e-9)
-        scale = current / self.steps[0].keep_rate
+        configured = self.steps[0].keep_rate
+        power = math.log(current) / math.log(configured) if configured < 1 else None
         steps = [msgspec.structs.replace(self.steps[0], keep_rate=current)]
         for step in self.steps[1:]:
-            # Rounding must not make two rates equal, or one 0: they descend, all above 0.
-            current = min(max(step.keep_rate * scale, MIN_RATE), math.nextafter(current, 0.0))
+            if current < 1:
+                wanted = current if power is None else step.keep_rate**power
+                # Rounding must not make two rates equal, or one 0: below 1 they descend, all above 0.
+                current = min(max(wanted, MIN_RATE), math.nextafter(current, 0.0))
             steps.append(msgspec.structs.replace(step, keep_rate=current))
         return msgspec.structs.replace(self, steps=tuple(steps))
 
@@ -137,6 +154,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     keep_rate: float | None = None
     prune_layer: int | None = None
     score_layers: str | None = None
+    schedule: str | None = None
     window: int | None = None
     pool_kernel: int | None = None
     ranker: str | None = None
@@ -176,8 +194,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
     """The configuration for a model of `num_layers` layers: explicit flags, then the profile, then defaults.
 
-    Flags describe the first prune step; further steps come from a profile, and an explicit keep rate scales
-    theirs in proportion. Raises ConfigError, and nothing else, for anything that cannot be used.
+    A schedule gives all prune steps. Otherwise flags describe the first one, further ones come from a profile, and
+    their rates follow an explicit keep rate (`with_keep_rate`). Raises ConfigError, and nothing else, for anything
+    that cannot be used.
     """
     if num_layers < 2:
         raise ConfigError(f"--enable-claa: {num_layers} layer has no late layers; run the model without CLAA")
@@ -191,8 +210,30 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
     if flags.ranker is not None:
         common["ranker"] = _checked("ranker", flags.ranker, str)
 
-    profile_steps = profile.steps if profile is not None and profile.steps else (ProfileStep(),)
-    first = _given(profile_steps[0], ("prune_layer", "keep_rate", "score_layers"))
+    origins = []
+    if flags.schedule is None:
+        steps = _steps_of(flags, profile.steps if profile is not None else (), num_layers)
+    else:
+        steps = _parse_schedule(flags)
+        origins.append(f"prune steps come from --claa-schedule {flags.schedule}: correct it")
+    if profile is not None:
+        origins.append(
+            f"values not given as flags come from --claa-profile {flags.profile}: correct it, or leave it out"
+        )
+    raw = {"steps": steps, "num_layers": num_layers, "profile": flags.profile, **common}
+    try:
+        config = msgspec.convert(raw, ClaaConfig)
+        if flags.keep_rate is not None:
+            config = config.with_keep_rate(_checked("keep_rate", flags.keep_rate, KeepRate))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{error} ({'; '.join(origins)})" if origins else str(error)) from error
+    return config
+
+
+def _steps_of(flags: ClaaFlags, profile_steps: tuple[ProfileStep, ...], num_layers: int) -> list[dict[str, Any]]:
+    """The prune steps of flags and profile, each as the fields of a PruneStep."""
+    names = ("prune_layer", "keep_rate", "score_layers")
+    first, *later = [_given(step, names) for step in profile_steps or (ProfileStep(),)]
     first.setdefault("keep_rate", DEFAULT_KEEP_RATE)
     if flags.prune_layer is not None:
         first["prune_layer"] = _checked("prune_layer", flags.prune_layer, Layer)
@@ -201,21 +242,7 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
         first["score_layers"] = _parse_score_layers(flags.score_layers, prune_layer)
     elif "score_layers" not in first:
         first["score_layers"] = _last_layers(min(DEFAULT_SCORED, prune_layer + 1), prune_layer)
-    later = [_given(step, ("prune_layer", "keep_rate", "score_layers")) for step in profile_steps[1:]]
-
-    raw = {"steps": [first, *later], "num_layers": num_layers, "profile": flags.profile, **common}
-    try:
-        config = msgspec.convert(raw, ClaaConfig)
-        if flags.keep_rate is not None:
-            config = config.with_keep_rate(_checked("keep_rate", flags.keep_rate, KeepRate))
-    except msgspec.ValidationError as error:
-        origin = (
-            f" (values not given as flags come from --claa-profile {flags.profile}: correct it, or leave it out)"
-            if profile
-            else ""
-        )
-        raise ConfigError(f"{error}{origin}") from error
-    return config
+    return [first, *later]
 
 
 def load_profile(path: str, num_layers: int) -> Profile:
@@ -275,12 +302,17 @@ def _check_step(step: PruneStep, previous: PruneStep | None, num_layers: int) ->
     if prune <= previous.prune_layer or scored[0] <= previous.prune_layer:
         raise ConfigError(
             f"prune step at layer {prune}, scored layers {_listed(scored)}: both must lie above the previous "
-            f"step's prune layer {previous.prune_layer}. Correct the steps of the profile, or the flags"
+            f"step's prune layer {previous.prune_layer}. Correct the steps"
         )
-    if step.keep_rate >= previous.keep_rate:
+    if step.keep_rate >= previous.keep_rate and not step.keep_rate == previous.keep_rate == 1:
         raise ConfigError(
             f"prune step at layer {prune}: keep_rate {step.keep_rate} must be below the previous step's "
-            f"{previous.keep_rate} (both are shares of the whole prompt). Correct the steps of the profile"
+            f"{previous.keep_rate} (both are shares of the whole prompt). Correct the steps"
+        )
+    if step.keep_rate < previous.keep_rate == 1:
+        raise ConfigError(
+            f"prune step at layer {previous.prune_layer}: keep_rate 1 drops nothing, and the step after it has "
+            f"{step.keep_rate}. Leave out the step at layer {previous.prune_layer}, or give it a rate below 1"
         )
 
 
@@ -333,6 +365,34 @@ def _parse_score_layers(text: object, prune_layer: int) -> tuple[int, ...]:
             f"the prune layer {prune_layer}; layer {numbers[0]} alone is written {numbers[0]},"
         )
     return _last_layers(numbers[0], prune_layer)
+
+
+def _parse_schedule(flags: ClaaFlags) -> list[dict[str, Any]]:
+    """Parse `14:0.4,20:0.15:18+20`, each step as the fields of a PruneStep; ranges are checked later."""
+    for name in ("prune_layer", "keep_rate", "score_layers"):
+        if getattr(flags, name) is not None:
+            raise ConfigError(
+                f"--claa-schedule {flags.schedule!r} and {_flag(name)} {getattr(flags, name)!r}: a schedule says where "
+                f"to prune, by which layers and how much. Leave out {_flag(name)}, or --claa-schedule"
+            )
+    if not isinstance(flags.schedule, str) or len(flags.schedule) > MAX_QUOTED:
+        raise ConfigError(f"--claa-schedule {_short(repr(flags.schedule))}: give the {HELP['schedule']}")
+    steps: list[dict[str, Any]] = []
+    previous = -1
+    for text in flags.schedule.split(","):
+        if (match := _STEP.fullmatch(text.strip())) is None:
+            raise ConfigError(
+                f"--claa-schedule {_short(repr(flags.schedule))}: {_short(repr(text))} is no step. Give the "
+                f"{HELP['schedule']}"
+            )
+        prune, scored = int(match["layer"]), match["scored"]
+        if scored is None:
+            layers = _last_layers(max(1, min(DEFAULT_SCORED, prune - previous)), prune)
+        else:
+            layers = tuple(int(layer) for layer in scored.split("+"))
+        steps.append({"prune_layer": prune, "keep_rate": float(match["rate"]), "score_layers": layers})
+        previous = prune
+    return steps
 
 
 def _listed(layers: tuple[int, ...] | list[int]) -> str:

@@ -49,19 +49,20 @@ class LatePass:
         self._scorers: dict[int, Scorer] = {}  # of each level
         self.views: list[Any] = [batch] + [None] * len(config.steps)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
-        if plan.levels[1]:
-            self._make_view(1)
-        if plan.decode:
-            for level in range(2, len(plan.levels)):
-                self._make_view(level)
+        for level in range(1, len(plan.levels) if plan.decode else 2):
+            self._make_view(level)
 
     @property
     def has_late_rows(self) -> bool:
         """Whether any row reaches the late layers: not if every request is pruned and in the middle of its prompt."""
-        return bool(self.plan.levels[1])
+        return any(self.plan.rows(level) for level in range(1, len(self.plan.levels)))
 
     def _make_view(self, level: int) -> None:
-        view = make_view(self.batch, self.plan.levels[level], self._table, decode=self.plan.decode)
+        """Make and plan the view of a level that has rows; of any other it stays None."""
+        segments = [s for s in self.plan.levels[level] if s.rows]
+        if not segments:
+            return
+        view = make_view(self.batch, segments, self._table, decode=self.plan.decode)
         self.views[level] = view
         self._prepare(view, level)
 
@@ -86,10 +87,11 @@ class LatePass:
     def _is_ranked(self, segment: Segment, level: int) -> bool:
         """Whether the prune after `level` needs a ranking of this request.
 
-        Not if it keeps everything it has, and not if it resumes after a retraction with what it kept before.
+        Not before its rows at this level are complete; not if it keeps everything it has, and not if it was ranked in
+        an earlier forward.
         """
         state = segment.state
-        if state is None or not segment.last_chunk or state.kept[level] is not None:
+        if state is None or not segment.complete or state.kept[level] is not None:
             return False
         return state.kept_counts[level] < self._prompt_rows(segment, level)
 
@@ -140,44 +142,53 @@ class LatePass:
         Args:
             hidden, residual: `[rows of level, H]`, whose sum is the residual stream.
             positions: int64 `[rows of level]`.
-            boundary: where the states of tokens outside this chunk are; used at level 0.
+            boundary: where the states of tokens outside this forward are, and go: those of this level.
 
         Returns:
-            (hidden, residual, positions, view) of the next level, which has at least one row.
+            (hidden, residual, positions, view) of the next level; view is None if it has no rows.
         """
         if self.plan.decode:
             return self._cross_in_decode(level, hidden, residual, positions)
-        hiddens, residuals, places = [], [], []
-        # Left behind: prompts that are not complete, and requests whose late pass failed.
-        going = {s.request: s for s in self.plan.levels[level + 1]}
-        for segment in self.plan.levels[level]:
-            own = slice(segment.start, segment.end)
-            if (target := going.get(segment.request)) is None:
-                continue
-            if segment.state is None:
-                hiddens.append(hidden[own])
-                residuals.append(residual[own])
-                places.append(positions[own])
-            else:
+        if level > 0:
+            self._keep_states(level, hidden, residual, boundary)
+        hiddens, residuals, places = [hidden[:0]], [residual[:0]], [positions[:0]]
+        here = {s.request: s for s in self.plan.levels[level]}
+        # Not here any more: pruned requests whose rows are not complete, and those whose late pass failed.
+        for target in self.plan.levels[level + 1]:
+            segment = here[target.request]
+            rows: Tensor | slice = slice(segment.start, segment.end)
+            if target.state is not None:
+                seen = self._seen(segment, self._choose(segment, level), level)
+                if level > 0 and target.prefix_len == 0:
+                    self._table[target.row, : seen.shape[0]] = self._table[segment.row, seen]
                 # Of a late prefill in several parts, this forward's.
-                seen = self._seen(segment, self._choose(segment, level), level)[target.prefix_len : target.seq_len]
-                if segment.prefix_len == 0:
-                    rows = seen + segment.start
-                    hiddens.append(hidden[rows])
-                    residuals.append(residual[rows])
-                    places.append(positions[rows])
-                else:
-                    h, r = boundary.load(self._table[segment.row, seen].to(torch.int64))
+                part = seen[target.prefix_len : target.seq_len]
+                if segment.prefix_len > 0:
+                    h, r = boundary.load(self._table[segment.row, part].to(torch.int64))
                     hiddens.append(h)
                     residuals.append(r)
-                    places.append(seen.to(positions.dtype))
-                if level > 0:
-                    self._list_subset(segment, seen, level)
+                    places.append(self._positions(segment, part, level).to(positions.dtype))
+                    continue
+                rows = part + segment.start
+            hiddens.append(hidden[rows])
+            residuals.append(residual[rows])
+            places.append(positions[rows])
         if level > 0:
             self._make_view(level + 1)
-        view = self.views[level + 1]
-        view.positions = torch.cat(places)
-        return torch.cat(hiddens), torch.cat(residuals), view.positions, view
+        view, places = self.views[level + 1], torch.cat(places)
+        if view is not None:
+            view.positions = places
+        return torch.cat(hiddens), torch.cat(residuals), places, view
+
+    def _keep_states(self, level: int, hidden: Tensor, residual: Tensor, boundary: BoundaryStore) -> None:
+        """Store the states after level >= 1 that are not all read in this forward, in the rows of the late slots that
+        only layers of the next level will use."""
+        ends = {s.request for s in self.plan.levels[level + 1] if s.complete}
+        for segment in self.plan.levels[level]:
+            if segment.state is None or not segment.rows or (segment.prefix_len == 0 and segment.request in ends):
+                continue
+            own = slice(segment.start, segment.end)
+            boundary.store(self.views[level].out_cache_loc[own], hidden[own], residual[own])
 
     def _cross_in_decode(
         self, level: int, hidden: Tensor, residual: Tensor, positions: Tensor
@@ -200,10 +211,15 @@ class LatePass:
             return chosen
         return torch.cat((chosen, torch.arange(first, segment.seq_len, device=chosen.device)))
 
-    def _list_subset(self, segment: Segment, seen: Tensor, level: int) -> None:
-        """Write the next level's table row: a subset of this level's slots."""
-        next_row = next(s.row for s in self.plan.levels[level + 1] if s.request == segment.request)
-        self._table[next_row, : seen.shape[0]] = self._table[segment.row, seen]
+    def _positions(self, segment: Segment, columns: Tensor, level: int) -> Tensor:
+        """Positions in the sequence of the tokens in these columns of the segment's table row."""
+        if level == 0:
+            return columns
+        assert segment.state is not None
+        prompt, before = segment.state.prompt_tokens, segment.state.kept[level - 1]
+        assert before is not None
+        generated = segment.seq_len - before.shape[0]
+        return torch.cat((before, torch.arange(prompt, prompt + generated, device=before.device)))[columns]
 
     def boundary_rows(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(slots, hidden, residual) of the pruned requests' rows at level 0: what the boundary store keeps.
@@ -229,13 +245,12 @@ class LatePass:
         goes on: the second is to get what the first holds, in every layer."""
         if self.plan.decode:
             return []
-        first = {s.request: s for s in self.plan.levels[0]}
         moved = []
-        for part in self.plan.levels[1]:
-            if part.state is not None and part.prefix_len > 0 and part.state.last_slot is not None:
-                segment = first[part.request]
+        for segment in self.plan.pruned:
+            assert segment.state is not None
+            if (before := segment.state.last_slot) is not None:
                 now = self._table[segment.row, segment.seq_len - 1 : segment.seq_len].to(torch.int64)
-                moved.append((part.state.last_slot, now))
+                moved.append((before, now))
         return moved
 
     def leave(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,7 +266,7 @@ class LatePass:
         first = {s.request: s for s in self.plan.levels[0]}
         for segment in self.plan.levels[-1]:
             target = first[segment.request]
-            count = segment.rows if segment.state is None else 1
+            count = segment.rows if segment.state is None else min(1, segment.rows)
             source, place = slice(segment.end - count, segment.end), slice(target.end - count, target.end)
             full_hidden[place] = hidden[source]
             full_residual[place] = residual[source]

@@ -183,7 +183,8 @@ class LateSlots:
         owner = self._owners.pop(row, None)
         if owner is None:
             return
-        owner.state.late_span, owner.state.last_slot = (0, 0), None
+        owner.state.late_spans = [(0, 0)] * len(owner.state.kept_counts)
+        owner.state.last_slot = None
         if owner.aside is not None:
             self._allocator.free(owner.aside)
         if owner.held:

@@ -37,9 +37,10 @@ class RequestState:
         kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
             request resumes with the positions it had, so its answer does not change.
         late_computed_tokens: prompt rows that ran through the first late layer.
-        late_span: rows [start, end) of the late prefill that the forward being scheduled computes: of the kept prompt
-            tokens, then those generated before a retraction. A long late prefill takes several forwards. (0, 0) until
-            the last chunk of the prompt is scheduled, and again when the late slots are given back.
+        late_spans: per step, the rows [start, end) after it that the forward being scheduled computes: of its kept
+            prompt tokens, then those generated before a retraction. A long late prefill takes several forwards; rows
+            after a step begin when those before it are complete. (0, 0) until they begin, and again when the late
+            slots are given back.
         last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
             the prompt's last token; late slots own it.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
@@ -57,7 +58,7 @@ class RequestState:
     kept_counts: tuple[int, ...] = ()
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
-    late_span: tuple[int, int] = (0, 0)
+    late_spans: list[tuple[int, int]] = field(default_factory=list)
     last_slot: Tensor | None = None
     error: str | None = None
 
@@ -87,6 +88,7 @@ class RequestState:
             is_open=(options.policy or config.policy) == "auto" and options.keep is None,
             kept_counts=counts,
             kept=[None] * len(steps),
+            late_spans=[(0, 0)] * len(steps),
         )
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,14 +14,16 @@ from claa_sglang.scorers import KernelScorer, Scored
 from claa_sglang.state import RequestState
 
 
-def warm_up(key_buffer: Tensor, heads: int, table: Tensor, boundary: BoundaryStore, config: ClaaConfig) -> None:
+def warm_up(
+    key_buffer: Tensor, heads: int, table: Tensor, boundaries: Sequence[BoundaryStore], config: ClaaConfig
+) -> None:
     """Run every kernel once on next to nothing; does nothing where there is no GPU.
 
     Args:
         key_buffer: keys of one layer, `[slots, kv_heads, head_dim]`.
         heads: query heads of this rank.
         table: the widened request table; its row 0 belongs to no request, and slot 0, which it lists, to nobody.
-        boundary: the boundary store.
+        boundaries: the boundary stores.
 
     Raises:
         RuntimeError: with what failed, if a kernel does not compile or run.
@@ -32,6 +36,7 @@ def warm_up(key_buffer: Tensor, heads: int, table: Tensor, boundary: BoundarySto
     for _ in range(2):  # the first layer's kernel and the others'
         scorer.score(queries, key_buffer, 1.0)
     slot = torch.zeros(1, dtype=torch.int64, device=table.device)
-    boundary.store(slot, *boundary.load(slot))
+    for boundary in boundaries:
+        boundary.store(slot, *boundary.load(slot))
     if state.error is not None:
         raise RuntimeError(state.error)

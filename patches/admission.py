@@ -35,7 +35,8 @@ def make_adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
 
 
 def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
-    window = config_of(scheduler.server_args).window
+    config = config_of(scheduler.server_args)
+    window = config.window
     slots = late_slots_of(scheduler.req_to_token_pool)
 
     class ClaaPrefillAdder(base):
@@ -46,7 +47,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._current: Any = None  # the pruned request being added
             super().__init__(*args, **kwargs)
-            self._late = LateRows(self.rem_chunk_tokens)
+            self._late = LateRows(self.rem_chunk_tokens, len(config.steps), window)
 
         # --- slots ---
 

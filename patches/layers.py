@@ -132,7 +132,7 @@ class LateStack:
         backend: the composite backend, which holds the active pass.
         layers: the `forward` of every layer, unwrapped.
         convention: how they hand on the residual stream.
-        boundary: the boundary store.
+        boundaries: per prune, the store of the states after it.
         buffers: K and V buffers of all layers.
     """
 
@@ -141,13 +141,13 @@ class LateStack:
         backend: ClaaAttnBackend,
         layers: list[Callable],
         convention: Convention,
-        boundary: BoundaryStore,
+        boundaries: list[BoundaryStore],
         buffers: list[Tensor],
     ) -> None:
         self._backend = backend
         self._layers = layers
         self._convention = convention
-        self._boundary = boundary
+        self._boundaries = boundaries
         self._buffers = buffers
         self.prunes = [step.prune_layer for step in backend.config.steps]
 
@@ -159,11 +159,11 @@ class LateStack:
         positions, batch = args[0], args[2]
         hidden, residual = self._convention.export(args, kwargs)
         if isinstance(late, DecodeGraphPass):  # capture: an error is SGLang's to report
-            self._boundary.store(*late.boundary_rows(hidden, residual))
+            self._boundaries[0].store(*late.boundary_rows(hidden, residual))
             return self._convention.result(*self._run(late, hidden, residual, positions), batch)
         try:
             with record_function("claa::store"):
-                self._boundary.store(*late.boundary_rows(hidden, residual))
+                self._boundaries[0].store(*late.boundary_rows(hidden, residual))
             for before, now in late.last_tokens():
                 for buffer in self._buffers:
                     buffer.index_copy_(0, now, buffer.index_select(0, before))
@@ -180,7 +180,11 @@ class LateStack:
         ends = [*self.prunes[1:], len(self._layers) - 1]
         for level, (prune, end) in enumerate(zip(self.prunes, ends, strict=True)):
             with record_function("claa::prune"):
-                hidden, residual, positions, view = late.cross(level, hidden, residual, positions, self._boundary)
+                hidden, residual, positions, view = late.cross(
+                    level, hidden, residual, positions, self._boundaries[level]
+                )
+            if view is None:
+                continue
             with forward_context(get_forward_context(), forward_batch=view):
                 for i in range(prune + 1, end + 1):
                     hidden, residual = self._convention.run(self._layers[i], positions, hidden, residual, view)
@@ -216,11 +220,14 @@ def _wrap(self: Any) -> None:
     pool = self.token_to_kv_pool
     first = config.steps[0].prune_layer + 1
     buffers = [b for i in range(len(layers)) for b in (pool.get_key_buffer(i), pool.get_value_buffer(i))]
-    boundary = BoundaryStore(buffers[2 * first :], self.model_config.hidden_size, self.dtype)
+    boundaries = [
+        BoundaryStore(buffers[2 * (step.prune_layer + 1) :], self.model_config.hidden_size, self.dtype)
+        for step in config.steps
+    ]
     heads = self.model_config.num_attention_heads // get_parallel().attn_tp_group.world_size
     self.req_to_token_pool.claa_policy = LivePolicy(self, layers[first], heads, config)
-    warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundary, config)
-    stack = LateStack(backend, [layer.forward for layer in layers], convention, boundary, buffers)
+    warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
+    stack = LateStack(backend, [layer.forward for layer in layers], convention, boundaries, buffers)
     layers[first].forward = stack.first
     for i in range(first + 1, len(layers)):
         layers[i].forward = stack.other(i)

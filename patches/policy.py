@@ -113,7 +113,7 @@ def _level_work(layers: int, spans: list[tuple[int, int]]) -> Work:
     total = Work()
     for prefix, end in spans:
         total = total.plus(span_work(layers, prefix, end))
-    return total._replace(passes=layers if spans else 0)
+    return total._replace(passes=layers if total.rows else 0)
 
 
 HOOKS = (

@@ -52,8 +52,14 @@ class Answer:
 
     @property
     def kept(self) -> list[int] | None:
-        """Kept prompt positions; None of a dense request."""
+        """Prompt positions that the first prune kept; None of a dense request."""
         return self.report.get("kept")
+
+    @property
+    def kept_by_step(self) -> list[list[int]]:
+        """Prompt positions that each prune kept; none of a dense request."""
+        steps = self.report.get("steps", [self.report])
+        return [step["kept"] for step in steps if "kept" in step]
 
 
 def ask(server: Server, asked: Ask, vocabulary: int = 0) -> Answer:
@@ -73,8 +79,8 @@ def ask_together(server: Server, asked: Sequence[Ask]) -> list[Answer]:
 def check(answer: Answer, expected: Expected, tolerance: float = TOLERANCE) -> None:
     """The answer is the reference's: kept positions, tokens and, if there, log probabilities."""
     if answer.kept is not None:
-        differ = sorted(set(answer.kept) ^ set(expected.kept))
-        assert answer.kept == expected.kept, f"kept sets differ at {differ}, margin {expected.margin:.1e}"
+        differ = [sorted(set(a) ^ set(e)) for a, e in zip(answer.kept_by_step, expected.kept, strict=True)]
+        assert answer.kept_by_step == expected.kept, f"kept sets differ at {differ}, margin {expected.margin:.1e}"
     assert answer.tokens == expected.tokens
     if answer.logprobs is not None:
         difference = (answer.logprobs - expected.logprobs).abs().max().item()

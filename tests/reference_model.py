@@ -1,21 +1,30 @@
 """The CLAA answer from transformers' own modules: nothing of SGLang, and nothing of this project.
 
-One plain forward of the model over prompt and answer, without a cache, in which the late layers are handed the kept
-rows only. The model runs its own code: hooks on its layers take the attention weights of the scored layers, and cut
-rows, positions and mask before the first late layer. An answer is checked with the tokens the server gave (a causal
-model shows at once what it would say after each of them): if every token is the reference's first choice after those
-before it, then greedy decoding of the reference gives the same answer.
+One plain forward of the model over prompt and answer, without a cache, in which the layers after each prune are handed
+the kept rows only. The model runs its own code: hooks on its layers take the attention weights of the scored layers,
+and cut rows, positions and mask before the layers after a prune. An answer is checked with the tokens the server gave
+(a causal model shows at once what it would say after each of them): if every token is the reference's first choice
+after those before it, then greedy decoding of the reference gives the same answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Later(NamedTuple):
+    """A prune after the first one. Its keep rate is a power of the first one's: `log(its own) / log(the first)`."""
+
+    prune_layer: int
+    score_layers: Sequence[int]
+    power: float
 
 
 @dataclass(frozen=True)
@@ -23,13 +32,13 @@ class Expected:
     """What the reference says.
 
     Attributes:
-        kept: kept prompt positions, ascending.
+        kept: per prune, the kept prompt positions, ascending.
         logprobs: fp32 `[answer tokens, vocabulary]`: row i is the distribution after the prompt and i answer tokens.
-        margin: distance between the worst token kept for its rank and the best one dropped, in ranking units (infinite
-            where none was dropped). Near 0, other arithmetic may choose another token with equal right.
+        margin: smallest distance between the worst token kept for its rank and the best one dropped, in ranking units
+            (infinite where none was dropped). Near 0, other arithmetic may choose another token with equal right.
     """
 
-    kept: list[int]
+    kept: list[list[int]]
     logprobs: Tensor
     margin: float
 
@@ -48,34 +57,38 @@ class ReferenceModel:
         *,
         prune_layer: int,
         score_layers: Sequence[int],
+        later: Sequence[Later] = (),
         window: int = 8,
         pool_kernel: int = 7,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
-        self.prune_layer = prune_layer
-        self.score_layers = tuple(score_layers)
+        self.prunes = (Later(prune_layer, score_layers, 1.0), *later)
         self.window = window
         self.pool_kernel = pool_kernel
 
     def dense(self, prompt: Sequence[int], answer: Sequence[int]) -> Expected:
         """As `pruned`, with every token in every layer."""
-        return Expected(list(range(len(prompt))), self._forward([*prompt, *answer[:-1]])[-len(answer) :], float("inf"))
+        everything = [list(range(len(prompt)))] * len(self.prunes)
+        return Expected(everything, self._forward([*prompt, *answer[:-1]])[-len(answer) :], float("inf"))
 
     def pruned(self, prompt: Sequence[int], answer: Sequence[int], keep_rate: float) -> Expected:
-        """The reference's view of `answer`, which follows `prompt`, when `keep_rate` of the prompt is kept."""
+        """The reference's view of `answer`, which follows `prompt`, when the first prune keeps `keep_rate` of it."""
         run = _PrunedRun(self, len(prompt), len(answer) - 1, keep_rate)
         layers = self.model.model.layers
-        hooks = [layers[i].self_attn.register_forward_hook(run.take_weights) for i in self.score_layers]
-        for layer in layers[self.prune_layer + 1 :]:
-            hooks.append(layer.register_forward_pre_hook(run.cut, with_kwargs=True))
+        ends = [*(prune.prune_layer for prune in self.prunes[1:]), len(layers) - 1]
+        hooks = []
+        for step, (prune, end) in enumerate(zip(self.prunes, ends, strict=True)):
+            hooks += [layers[i].self_attn.register_forward_hook(run.take_weights) for i in prune.score_layers]
+            for layer in layers[prune.prune_layer + 1 : end + 1]:
+                hooks.append(layer.register_forward_pre_hook(partial(run.cut, step), with_kwargs=True))
         try:
             logprobs = self._forward([*prompt, *answer[:-1]])
         finally:
             for hook in hooks:
                 hook.remove()
-        assert run.kept is not None and logprobs.shape[0] == len(run.kept) + len(answer) - 1
+        assert len(run.kept) == len(self.prunes) and logprobs.shape[0] == len(run.kept[-1]) + len(answer) - 1
         return Expected(run.kept, logprobs[-len(answer) :], run.margin)
 
     @torch.no_grad()
@@ -85,21 +98,30 @@ class ReferenceModel:
 
 
 class _PrunedRun:
-    """One forward: weights taken, kept rows chosen, late layers cut."""
+    """One forward: weights taken, kept rows chosen, later layers cut."""
 
     def __init__(self, reference: ReferenceModel, prompt: int, generated: int, keep_rate: float) -> None:
         self.reference = reference
         self.prompt = prompt
         self.generated = generated
-        self.count = min(prompt, max(int(keep_rate * prompt), reference.window))
-        self.rows: list[Tensor] = []  # z-scores, [1, prompt - window] each
-        self.kept: list[int] | None = None
+        rates = [keep_rate**prune.power for prune in reference.prunes]
+        self.counts = [min(prompt, max(int(rate * prompt), reference.window)) for rate in rates]
+        self.rows: list[Tensor] = []  # z-scores for the next prune, [1, visible - window] each
+        self.kept: list[list[int]] = []
         self.margin = float("inf")
+
+    @property
+    def visible(self) -> list[int]:
+        """Prompt positions that have rows now."""
+        return self.kept[-1] if self.kept else list(range(self.prompt))
 
     def take_weights(self, attention: Any, _args: Any, output: Any) -> None:
         """After a scored layer's attention: its weights are `[1, heads, rows, rows]`, softmax done."""
-        ranked, kernel = self.prompt - self.reference.window, self.reference.pool_kernel
-        weights = output[1][0].double()[:, ranked : self.prompt, :ranked]  # what the window gives to the others
+        visible, kernel = len(self.visible), self.reference.pool_kernel
+        ranked = visible - self.reference.window
+        if ranked == 0:
+            return
+        weights = output[1][0].double()[:, ranked:visible, :ranked]  # what the window gives to the others
         padded = torch.nn.functional.pad(weights.sum(1), (kernel // 2, kernel // 2))
         pooled = padded.unfold(1, kernel, 1).mean(-1)
         group = attention.num_key_value_groups
@@ -107,28 +129,31 @@ class _PrunedRun:
             deviation = head.std() if ranked > 1 else torch.tensor(torch.inf)
             self.rows.append((head - head.mean()) / (deviation + 1e-8))
 
-    def cut(self, _layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Before a late layer: only kept prompt rows and generated rows, at their own positions."""
-        if self.kept is None:
-            self._choose()
+    def cut(self, step: int, _layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Before a layer after prune `step`: only kept prompt rows and generated rows, at their own positions."""
+        if len(self.kept) == step:
             # Later layers get these rows already.
-            args = (args[0][:, self._index], *args[1:])
-        size = len(self._index)
-        mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
+            args = (args[0][:, self._choose(self.counts[step])], *args[1:])
+        index = torch.tensor(self.visible + list(range(self.prompt, self.prompt + self.generated)))
+        mask = torch.full((len(index), len(index)), torch.finfo(torch.float32).min).triu(1)[None, None]
         cosine, sine = kwargs["position_embeddings"]
         return args, {
             **kwargs,
             "attention_mask": mask,
-            "position_ids": kwargs["position_ids"][:, self._index],
-            "position_embeddings": (cosine[:, self._index], sine[:, self._index]),
+            "position_ids": kwargs["position_ids"][:, index],
+            "position_embeddings": (cosine[:, index], sine[:, index]),
         }
 
-    def _choose(self) -> None:
-        ranked = self.prompt - self.reference.window
-        best = torch.stack(self.rows).amax(0).tolist()
-        order = sorted(range(ranked), key=lambda position: (-best[position], position))
-        take = self.count - self.reference.window
+    def _choose(self, count: int) -> Tensor:
+        """Choose the prompt tokens that go on; returns the rows that do, of those there are now."""
+        visible = self.visible
+        ranked = len(visible) - self.reference.window
+        best = torch.stack(self.rows).amax(0).tolist() if ranked else []
+        self.rows.clear()
+        order = sorted(range(ranked), key=lambda row: (-best[row], row))
+        take = count - self.reference.window
         if 0 < take < ranked:
-            self.margin = best[order[take - 1]] - best[order[take]]
-        self.kept = sorted(order[:take]) + list(range(ranked, self.prompt))
-        self._index = torch.tensor(self.kept + list(range(self.prompt, self.prompt + self.generated)))
+            self.margin = min(self.margin, best[order[take - 1]] - best[order[take]])
+        rows = sorted(order[:take]) + list(range(ranked, len(visible)))
+        self.kept.append([visible[row] for row in rows])
+        return torch.tensor(rows + list(range(len(visible), len(visible) + self.generated)))

@@ -12,10 +12,13 @@ pytest.register_assert_rewrite("tests.answers")  # before it is imported: failur
 from tests import byte_tokenizer  # noqa: E402
 from tests.answers import STRICT, TINY_ENV, TINY_FLAGS  # noqa: E402
 from tests.engine_server import Server, server  # noqa: E402
-from tests.reference_model import ReferenceModel  # noqa: E402
+from tests.reference_model import Later, ReferenceModel  # noqa: E402
 
 CLAA_FLAGS = ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "0")
 SHARED_CHUNK = 256
+# A second prune for the tiny llama; its first one is the default.
+SECOND = Later(prune_layer=5, score_layers=(4, 5), power=1.5)
+SCHEDULE = ("--claa-schedule", f"3:0.25:0+1+2+3,5:{0.25**SECOND.power}:4+5")
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +39,16 @@ def llama_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
 def llama_reference(tiny_model: Callable[[str], Path]) -> ReferenceModel:
     """The reference of the tiny llama, with the settings of `llama_server`."""
     return ReferenceModel(tiny_model("llama"), prune_layer=3, score_layers=(0, 1, 2, 3))
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one prune", "two prunes"])
+def prunes(request: pytest.FixtureRequest) -> int:
+    """For modules whose server prunes once, and then twice."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reference(prunes: int, tiny_model: Callable[[str], Path]) -> ReferenceModel:
+    """The reference of the tiny llama, pruned as often as the module's server does."""
+    later = (SECOND,)[: prunes - 1]
+    return ReferenceModel(tiny_model("llama"), prune_layer=3, score_layers=(0, 1, 2, 3), later=later)

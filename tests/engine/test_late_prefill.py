@@ -1,6 +1,7 @@
 """A late prefill longer than a chunk takes several steps: no layer sees more rows than a stock chunk has.
 
-A second SGLang plugin, installed for the test on PYTHONPATH, writes down the rows of every prefill at every level.
+With one prune and with two: then rows wait between the first and the second as well. A second SGLang plugin, installed
+for the test on PYTHONPATH, writes down the rows of every prefill at every level.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 
 from tests import tiny_models
 from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
-from tests.engine.conftest import CLAA_FLAGS
+from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, second_plugin, server
 from tests.reference_model import ReferenceModel
 
@@ -48,11 +49,12 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(
-    rows_file: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    prunes: int, rows_file: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("recorder"), "claa_test_rows", RECORDER)
     env = {**plugin, **STRICT, **TINY_ENV, "CLAA_TEST_ROWS": str(rows_file)}
-    flags = (*CLAA_FLAGS, *TINY_FLAGS, "--chunked-prefill-size", str(CHUNK))
+    schedule = SCHEDULE if prunes == 2 else ()
+    flags = (*CLAA_FLAGS, *schedule, *TINY_FLAGS, "--chunked-prefill-size", str(CHUNK))
     with server(tiny_model("llama"), *flags, env=env) as started:
         yield started
 
@@ -73,22 +75,23 @@ def right(one: Ask, answer: Answer, reference: ReferenceModel) -> None:
 
 @pytest.mark.parametrize("keep", [0.15, 0.5, 0.9, 1.0])
 def test_alone(
-    keep: float, running: Server, llama_reference: ReferenceModel, rows: Callable[[], list[list[int]]]
+    keep: float, prunes: int, running: Server, reference: ReferenceModel, rows: Callable[[], list[list[int]]]
 ) -> None:
     running.flush()
     prompt = tiny_models.prompt(700, seed=200)
     for cached in (0, 692):  # cold, and all but the window
         answer = ask(running, Ask(prompt, keep), vocabulary=tiny_models.VOCAB_SIZE)
-        check(answer, llama_reference.pruned(prompt, answer.tokens, keep))
+        check(answer, reference.pruned(prompt, answer.tokens, keep))
         assert answer.cached == cached
-    late = [late for _, late in rows()]
     assert max(max(levels) for levels in rows()) <= CHUNK
-    kept = int(keep * 700)
-    assert sum(late) == 2 * kept and sum(n > 0 for n in late) == 2 * -(-kept // CHUNK)
+    for level, kept in enumerate(answer.kept_by_step, start=1):
+        late = [levels[level] for levels in rows()]
+        assert sum(late) == 2 * len(kept) and sum(n > 0 for n in late) == 2 * -(-len(kept) // CHUNK)
+    assert len(answer.kept_by_step) == prunes and len(answer.kept_by_step[0]) == int(keep * 700)
     check_idle(running)
 
 
-def test_together(running: Server, llama_reference: ReferenceModel, rows: Callable[[], list[list[int]]]) -> None:
+def test_together(running: Server, reference: ReferenceModel, rows: Callable[[], list[list[int]]]) -> None:
     """Long and short, pruned and dense; twice, so that the second time hits prefixes."""
     prefix = tiny_models.prompt(250, seed=210)
     asked = [
@@ -103,12 +106,12 @@ def test_together(running: Server, llama_reference: ReferenceModel, rows: Callab
     ]
     for _ in range(2):
         for one, answer in zip(asked, ask_together(running, asked), strict=True):
-            right(one, answer, llama_reference)
+            right(one, answer, reference)
     assert max(max(levels) for levels in rows()) <= CHUNK
     check_idle(running)
 
 
-def test_while_others_decode(running: Server, llama_reference: ReferenceModel) -> None:
+def test_while_others_decode(running: Server, reference: ReferenceModel) -> None:
     """Decoding requests wait for the parts, and read nothing of them."""
     decoding = [Ask(tiny_models.prompt(60 + i, seed=220 + i), 0.5 if i % 2 else None, new=150) for i in range(4)]
     answers: dict[int, Answer] = {}
@@ -119,9 +122,9 @@ def test_while_others_decode(running: Server, llama_reference: ReferenceModel) -
     for thread in threads:
         thread.start()
     long = Ask(tiny_models.prompt(800, seed=230), 0.95)
-    right(long, ask(running, long), llama_reference)
+    right(long, ask(running, long), reference)
     for thread in threads:
         thread.join()
     for i, one in enumerate(decoding):
-        right(one, answers[i], llama_reference)
+        right(one, answers[i], reference)
     check_idle(running)

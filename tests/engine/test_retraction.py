@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny_models
 from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask, ask_together, check, check_idle
-from tests.engine.conftest import CLAA_FLAGS
+from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, server
 from tests.in_flight import Sent, wait_for
 from tests.reference_model import ReferenceModel
@@ -35,8 +35,9 @@ ASKED = (
 
 
 @pytest.fixture(scope="module")
-def retracting(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    flags = (*CLAA_FLAGS, *TINY_FLAGS, "--chunked-prefill-size", "128", "--max-total-tokens", str(POOL))
+def retracting(prunes: int, tiny_model: Callable[[str], Path]) -> Iterator[Server]:
+    schedule = SCHEDULE if prunes == 2 else ()
+    flags = (*CLAA_FLAGS, *schedule, *TINY_FLAGS, "--chunked-prefill-size", "128", "--max-total-tokens", str(POOL))
     env = {**STRICT, **TINY_ENV, "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "4"}
     with server(tiny_model("llama"), *flags, env=env) as running:
         yield running
@@ -52,15 +53,15 @@ def check_all(running: Server, reference: ReferenceModel) -> None:
 
 
 def test_retracted_requests_give_the_answers_they_give_undisturbed(
-    retracting: Server, llama_reference: ReferenceModel
+    retracting: Server, reference: ReferenceModel
 ) -> None:
     for _ in range(2):  # cold, and with what the first time left in the cache
-        check_all(retracting, llama_reference)
+        check_all(retracting, reference)
     assert retracting.log().count("Testing retraction") > 10
     check_idle(retracting)
 
 
-def test_aborts_of_retracted_requests_leave_nothing(retracting: Server, llama_reference: ReferenceModel) -> None:
+def test_aborts_of_retracted_requests_leave_nothing(retracting: Server, reference: ReferenceModel) -> None:
     """They wait with the positions they kept and the tokens they generated, and hold nothing already."""
     mark = len(retracting.log())
     endless = [
@@ -75,4 +76,4 @@ def test_aborts_of_retracted_requests_leave_nothing(retracting: Server, llama_re
         status, body = one.answer()
         assert status == 200 and body["meta_info"]["finish_reason"]["type"] == "abort", body
     check_idle(retracting)
-    check_all(retracting, llama_reference)
+    check_all(retracting, reference)

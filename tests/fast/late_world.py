@@ -89,7 +89,9 @@ class World:
         self.queries = torch.randn(LAYERS, TEXTS, WIDTH, HEADS, DIM, generator=generator)
         self.key_buffers = torch.full((LAYERS, SLOTS + 1, KV_HEADS, DIM), torch.nan)
         self.content: list[dict[int, tuple[int, int]]] = [{} for _ in range(LAYERS)]  # per layer: slot -> token
-        self.store = BoundaryStore([torch.full((SLOTS + 1, 1, 2 * HIDDEN), torch.nan)], HIDDEN, torch.float32)
+        self.stores = [
+            BoundaryStore([torch.full((SLOTS + 1, 1, 2 * HIDDEN), torch.nan)], HIDDEN, torch.float32) for _ in steps
+        ]
         self.rows = list(range(1, STRIDE))
         self.agreed: list[Tensor] = []  # rankings that went through the ranks' agreement
         self.agree = lambda ranking: ranking
@@ -150,12 +152,13 @@ class World:
     def extend(self, chunks: list[tuple[Request, int]], late_rows: int | None = None) -> dict[Request, Tensor]:
         """Prefill the next `n` tokens of each request: what the logits processor gets, per request.
 
-        late_rows: most rows of late prefills in this step. What is left of one takes its last token with it.
+        late_rows: most rows of late prefills in this step, after each prune. What is left of one takes its last token
+            with it.
         """
         requests, extend = [r for r, _ in chunks], [n for _, n in chunks]
         prefix = [r.length for r in requests]
         self._grow(requests, extend)
-        late = LateRows(late_rows)
+        late = LateRows(late_rows, len(self.config.steps), WINDOW)
         finished = [self._advance(late, request) for request in requests]
         plan = plan_extend(
             [r.state for r in requests],
@@ -252,8 +255,8 @@ class World:
         hidden = self._layers(late, 0, range(prunes[0] + 1), batch, hidden, residual, batch.positions)
         slots, *states = late.boundary_rows(hidden, residual)
         assert sorted(slots.tolist()) == sorted(s for r in requests for s in r.boundary)
-        self.store.store(slots, *states)
-        stored = self.store.load(slots)[0][:, :2].long().tolist()
+        self.stores[0].store(slots, *states)
+        stored = self.stores[0].load(slots)[0][:, :2].long().tolist()
         assert [tuple(token) for token in stored] == [self.content[0][slot] for slot in slots.tolist()]
         for before, now in late.last_tokens():  # the token that is computed again, where it was and is
             assert before.item() != now.item()
@@ -266,7 +269,10 @@ class World:
             return torch.zeros_like(hidden)
         positions = batch.positions
         for level, (prune, end) in enumerate(zip(prunes, [*prunes[1:], LAYERS - 1], strict=True)):
-            hidden, residual, positions, view = late.cross(level, hidden, residual, positions, self.store)
+            hidden, residual, positions, view = late.cross(level, hidden, residual, positions, self.stores[level])
+            if view is None:
+                assert hidden.shape[0] == late.plan.rows(level + 1) == 0
+                continue
             hidden = self._layers(late, level + 1, range(prune + 1, end + 1), view, hidden, residual, positions)
         hidden, residual = late.leave(hidden, residual)
         assert torch.equal(residual[:, :2], -hidden[:, :2])
@@ -327,24 +333,35 @@ def _kept_positions(world: World, text: int, prompt: int, counts: tuple[int, ...
 
 
 def check(world: World, requests: list[Request]) -> None:
-    """Compare what each layer could read, and what was kept, with the plain answer."""
+    """Compare what each layer could read in the last forward, and what was kept, with the plain answer."""
+    assert world.last is not None
     for request in requests:
-        done = request.state.late_span[1] if request.state is not None else 0
-        parted = done > 0 and request.length < request.total  # and the last token waits to be computed again
+        spans = request.state.late_spans if request.state is not None else []
+        begun = request.pruned and spans[0][1] > 0
+        parted = begun and request.length < request.total  # the last token waits to be computed again
         everything = [(request.text, p) for p in range(request.length + parted)]
-        kept: list[list[int]] = []
-        if done > 0:
-            assert request.state is not None
-            kept = kept_positions(world, request)
-            assert [k.tolist() for k in request.state.kept if k is not None] == kept
-            assert request.state.late_computed_tokens == len(kept[0])
+        if begun:
+            _check_kept(world, request)
         for layer in range(LAYERS):
             level = sum(layer > step.prune_layer for step in world.config.steps)
             read = world.read[layer].get(request.row)
             if level == 0 or not request.pruned:
                 assert read == everything
-            elif not kept:
+            elif not begun:
                 assert read is None  # in the middle of its prompt
             else:
-                late = [t for t in everything if t[1] in kept[level - 1] or t[1] >= request.prompt]
-                assert read == (late[:done] if parted else late)
+                kept = kept_positions(world, request)[level - 1]
+                late = [t for t in everything if t[1] in kept or t[1] >= request.prompt]
+                start, end = (0, len(late)) if world.last.plan.decode else spans[level - 1]
+                assert read == (late[:end] if end > start else None)
+
+
+def _check_kept(world: World, request: Request) -> None:
+    """A step's ranking is there, and right, as soon as the rows before it are complete."""
+    state, plain = request.state, kept_positions(world, request)
+    assert state is not None and state.late_computed_tokens == len(plain[0])
+    for step, kept in enumerate(state.kept):
+        before = step - 1
+        complete = step == 0 or state.late_spans[before][1] >= state.kept_counts[before]
+        assert kept is not None or not complete
+        assert kept is None or kept.tolist() == plain[step]

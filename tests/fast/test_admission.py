@@ -15,9 +15,14 @@ LENGTHS = st.integers(1, 300)
 WINDOWS = st.integers(1, 40)
 
 
-def make_state(prompt: int, keep_rate: float = 0.5) -> RequestState:
-    step = PruneStep(prune_layer=0, keep_rate=keep_rate, score_layers=(0,))
-    return RequestState.pruned_request(RequestOptions(), ClaaConfig(steps=(step,), num_layers=2), prompt)
+WINDOW = 8
+
+
+def make_state(prompt: int, *keep_rates: float) -> RequestState:
+    rates = keep_rates or (0.5,)
+    steps = tuple(PruneStep(prune_layer=i, keep_rate=rate, score_layers=(i,)) for i, rate in enumerate(rates))
+    config = ClaaConfig(steps=steps, num_layers=len(steps) + 1, window=WINDOW)
+    return RequestState.pruned_request(RequestOptions(), config, prompt)
 
 
 @given(budget=LENGTHS, remaining=LENGTHS, window=WINDOWS)
@@ -76,44 +81,66 @@ def test_what_may_be_generated_fits_the_pool(prompt: int, rate: float, capacity:
     assert used + 2 * tokens <= capacity < used + 2 * (tokens + 1)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
 @given(limit=st.integers(1, 50), rows=st.lists(st.integers(0, 60), max_size=6))
-def test_a_step_takes_no_more_late_rows_than_a_chunk(limit: int, rows: list[int]) -> None:
-    late = LateRows(limit)
+def test_a_step_takes_no_more_late_rows_than_a_chunk(steps: int, limit: int, rows: list[int]) -> None:
+    late = LateRows(limit, steps, WINDOW)
     taken = [late.take(n) for n in rows]
-    assert sum(taken) == min(limit, sum(rows)) and late.left == limit - sum(taken)
-    assert late.cap(1000) == late.left
+    assert sum(taken) == min(limit, sum(rows)) and late.left == [limit - sum(taken)] * steps
+    assert late.cap(1000) == limit - sum(taken)
 
 
 def test_without_chunks_nothing_is_bounded() -> None:
-    late, state = LateRows(None), make_state(1000)
+    late, state = LateRows(None, 2, WINDOW), make_state(1000, 0.5, 0.2)
     assert late.take(10**6) == 10**6 and late.cap(7) == 7 and late.has_room(state, 0)
-    assert late.advance(state, 3) and state.late_span == (0, 503)
+    assert late.advance(state, 3) and state.late_spans == [(0, 503), (0, 203)]
 
 
-@given(prompt=LENGTHS, generated=st.integers(0, 20), limits=st.lists(st.integers(1, 80), min_size=1, max_size=5))
-def test_the_parts_of_a_late_prefill_follow_each_other(prompt: int, generated: int, limits: list[int]) -> None:
-    state = make_state(prompt)
-    total, done, finished, step = late_prefill_len(state, generated), 0, False, 0
+@pytest.mark.parametrize("rates", [(0.5,), (0.5, 0.2), (1.0, 1.0), (0.9, 0.5, 0.1)], ids=str)
+@given(
+    prompt=st.integers(WINDOW + 1, 300),
+    generated=st.integers(0, 20),
+    limits=st.lists(st.integers(WINDOW, 80), min_size=1, max_size=5),
+)
+def test_the_parts_of_a_late_prefill_follow_each_other(
+    rates: tuple[float, ...], prompt: int, generated: int, limits: list[int]
+) -> None:
+    state = make_state(prompt, *rates)
+    totals, done, finished, step = [n + generated for n in state.kept_counts], [0] * len(rates), False, 0
     while not finished:
-        late = LateRows(limit := limits[step % len(limits)])
-        assert late.has_room(state, generated)
+        late = LateRows(limit := limits[step % len(limits)], len(rates), WINDOW)
         finished = late.advance(state, generated)
-        start, end = state.late_span
-        assert start == done and 0 < end - start <= limit and late.left == limit - (end - start)
-        done, step = end, step + 1
-    assert done == total
+        rows = [end - start for start, end in state.late_spans]
+        assert late.left == [limit - n for n in rows] and all(0 <= n <= limit for n in rows) and sum(rows) > 0
+        for level, (start, end) in enumerate(state.late_spans):
+            assert start == done[level]
+            assert end == 0 or level == 0 or state.late_spans[level - 1][1] == totals[level - 1]
+            # The part that ends a level before another prune has the window, whose queries rank.
+            if start < end == totals[level] and level < len(rates) - 1:
+                assert end - start >= WINDOW
+        done, step = [end for _, end in state.late_spans], step + 1
+    assert done == totals
 
 
 def test_a_full_step_has_no_room_for_a_part() -> None:
-    late = LateRows(20)
+    late = LateRows(20, 1, WINDOW)
     late.take(20)
     assert not late.has_room(make_state(100), 0)
 
 
-def test_with_two_prune_steps_a_late_prefill_is_one_part() -> None:
-    first = PruneStep(prune_layer=0, keep_rate=0.5, score_layers=(0,))
-    second = PruneStep(prune_layer=1, keep_rate=0.2, score_layers=(1,))
-    state = RequestState.pruned_request(RequestOptions(), ClaaConfig(steps=(first, second), num_layers=3), 100)
-    late = LateRows(30)
-    assert not late.has_room(state, 0)
-    assert late.advance(state, 0) and state.late_span == (0, 50) and late.left == 0
+def test_what_is_left_holds_a_part_or_not() -> None:
+    late = LateRows(20, 2, WINDOW)
+    late.take(16)
+    # Four rows are left. Of the rows that a second prune ranks, the last eight stay together.
+    assert late.has_room(make_state(100, 0.5, 0.2), 0)
+    assert late.has_room(make_state(20, 0.5, 0.4), 0)
+    assert not late.has_room(make_state(20, 0.4, 0.3), 0)
+    assert late.has_room(make_state(20, 0.4), 0)
+
+
+def test_rows_after_the_second_prune_may_find_no_room() -> None:
+    late, first, second = LateRows(30, 2, WINDOW), make_state(100, 0.5, 0.4), make_state(40, 0.25, 0.2)
+    first.late_spans = [(40, 50), (0, 10)]
+    assert late.advance(first, 0) and late.left == [30, 0]
+    assert not late.advance(second, 0) and second.late_spans == [(0, 10), (0, 0)]
+    assert LateRows(30, 2, WINDOW).advance(second, 0) and second.late_spans == [(10, 10), (0, 8)]

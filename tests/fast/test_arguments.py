@@ -24,6 +24,7 @@ FLAGS = {
     "--claa-keep-rate": ("share of", "above 0, at most 1", "default 0.2"),
     "--claa-prune-layer": ("layer", "0 to L-2", "default L//2 - 1"),
     "--claa-score-layers": ("layers", "none above the prune layer", "default 4"),
+    "--claa-schedule": ("prune steps", "layers ascending", "14:0.4,20:0.15"),
     "--claa-window": ("tokens", "1 to 1024", "default 8"),
     "--claa-pool-kernel": ("tokens", "odd, 1 to 1023", "default 7"),
     "--claa-ranker": ("claa, last-query, fastkv, gemfilter, uniform", "zscore=on|off", "default claa"),
@@ -113,6 +114,11 @@ def test_score_layers_may_be_a_list_from_python(model: str, given: Any, layers: 
     assert config_of(arguments(model, claa_score_layers=given)).steps[0].score_layers == layers
 
 
+def test_a_schedule_gives_several_steps(model: str) -> None:
+    config = config_of(arguments(model, enable_claa=True, claa_schedule="2:0.5,5:0.2:4"))
+    assert [(s.prune_layer, s.keep_rate, s.score_layers) for s in config.steps] == [(2, 0.5, (0, 1, 2)), (5, 0.2, (4,))]
+
+
 def test_config_is_made_once_and_travels_with_the_record(model: str, tmp_path: Path) -> None:
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps({"version": 1, "model": {"num_layers": 8}, "steps": [{"keep_rate": 0.5}]}))
@@ -129,18 +135,6 @@ def test_config_errors_come_through(model: str) -> None:
 
 
 # --- off
-
-
-def test_a_second_prune_step_is_refused_until_it_was_served(model: str, tmp_path: Path) -> None:
-    profile = tmp_path / "profile.json"
-    steps = [
-        {"prune_layer": 2, "keep_rate": 0.5, "score_layers": [2]},
-        {"prune_layer": 5, "keep_rate": 0.2, "score_layers": [4]},
-    ]
-    profile.write_text(json.dumps({"version": 1, "model": {"num_layers": 8}, "steps": steps}))
-    server_args = arguments(model, enable_claa=True, claa_profile=str(profile))
-    with pytest.raises(ConfigError, match="2 prune steps, this version serves one"):
-        config_of(server_args)
 
 
 def test_without_the_flag_resolution_is_sglangs_own(model: str) -> None:

@@ -20,7 +20,10 @@ STRIDE, WINDOW = 100, 4
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     steps = tuple(PruneStep(prune_layer=i, keep_rate=0.5 / (i + 1), score_layers=(i,)) for i in range(len(counts)))
-    return RequestState(RequestOptions(), prompt, steps, None, counts, [None] * len(counts))
+    spans = [(0, 0)] * len(counts)
+    return RequestState(
+        RequestOptions(), prompt, steps, kept_counts=counts, kept=[None] * len(counts), late_spans=spans
+    )
 
 
 class Entry(NamedTuple):
@@ -53,9 +56,14 @@ def entries(draw: st.DrawFn, steps: int) -> list[Entry]:
         state = None
         if kind == "pruned":
             state = make_state(prompt, kept_counts(prompt, rates[:steps], WINDOW))
-            total = state.kept_counts[0] + max(0, end - prompt)
-            start = draw(st.integers(0, total - 1)) if steps == 1 else 0
-            state.late_span = (start, draw(st.integers(start + 1, total)) if steps == 1 else total)
+            totals = [count + max(0, end - prompt) for count in state.kept_counts]
+            # One level is under way; those before it are complete.
+            level = draw(st.integers(0, steps - 1))
+            for before in range(level):
+                start = draw(st.integers(0, totals[before]))
+                state.late_spans[before] = (start, totals[before])
+            start = draw(st.integers(0, totals[level] - 1))
+            state.late_spans[level] = (start, draw(st.integers(start + (level == 0), totals[level])))
         elif kind == "dense":
             state = RequestState.dense_request(RequestOptions(), prompt, "short")
         result.append(Entry(state, row, prefix, end - prefix, end == prompt + generated))
@@ -76,7 +84,7 @@ def plan(batch: list[Entry], steps: int) -> BatchPlan | None:
 
 def back_to_back(segments: tuple[Segment, ...]) -> bool:
     starts = [0, *(s.end for s in segments)]
-    return all(s.start == start and s.rows > 0 for s, start in zip(segments, starts, strict=False))
+    return all(s.start == start and s.rows >= 0 for s, start in zip(segments, starts, strict=False))
 
 
 STEPS = pytest.mark.parametrize("steps", [1, 2])
@@ -96,7 +104,7 @@ def test_every_level_of_a_prefill(steps: int, data: st.DataObject) -> None:
     assert [s.request for s in stock] == list(range(len(batch)))
     for segment, entry in zip(stock, batch, strict=True):
         assert (segment.row, segment.prefix_len, segment.rows) == (entry.row, entry.prefix, entry.extend)
-        assert segment.seq_len == entry.prefix + entry.extend and segment.last_chunk == entry.last
+        assert segment.seq_len == entry.prefix + entry.extend and segment.complete == entry.last
         assert segment.state is (entry.state if entry.pruned else None)
     assert made.rows(0) == sum(e.extend for e in batch)
 
@@ -104,8 +112,9 @@ def test_every_level_of_a_prefill(steps: int, data: st.DataObject) -> None:
         assert back_to_back(segments) and made.rows(level) == sum(s.rows for s in segments)
         if level == 0:
             continue
-        # Dense requests, and pruned ones whose prompt is complete, in batch order.
-        assert [s.request for s in segments] == [i for i, e in enumerate(batch) if e.last or not e.pruned]
+        # Dense requests, and pruned ones that are complete at the level before, in batch order.
+        complete = {s.request for s in made.levels[level - 1] if s.complete}
+        assert [s.request for s in segments] == [i for i, e in enumerate(batch) if i in complete or not e.pruned]
         for segment in segments:
             entry = batch[segment.request]
             if not entry.pruned:
@@ -117,9 +126,10 @@ def test_every_level_of_a_prefill(steps: int, data: st.DataObject) -> None:
             assert state is not None and segment.state is state
             generated = entry.prefix + entry.extend - state.prompt_tokens
             assert segment.row == entry.row + level * STRIDE
-            # The late row is written from its beginning, whatever of the prompt was cached; one step's may be in parts.
-            start, end = state.late_span if level == 1 else (0, state.kept_counts[level - 1] + generated)
+            # The late row is written from its beginning, whatever of the prompt was cached, and maybe in parts.
+            start, end = state.late_spans[level - 1]
             assert (segment.prefix_len, segment.seq_len) == (start, end) and segment.rows == end - start
+            assert segment.complete == (end == state.kept_counts[level - 1] + generated)
     assert [s.request for s in made.pruned] == [i for i, e in enumerate(batch) if e.pruned]
     assert all(s in stock for s in made.pruned)
 
@@ -137,7 +147,7 @@ def test_every_level_of_a_decode(steps: int, data: st.DataObject) -> None:
     for level, segments in enumerate(made.levels):
         assert made.rows(level) == len(batch)
         for i, (segment, entry) in enumerate(zip(segments, batch, strict=True)):
-            assert (segment.request, segment.start, segment.end, segment.last_chunk) == (i, i, i + 1, True)
+            assert (segment.request, segment.start, segment.end, segment.complete) == (i, i, i + 1, True)
             row, length = entry.row, lens[i]
             if entry.pruned and level > 0:
                 assert entry.state is not None
@@ -177,7 +187,7 @@ def test_a_mixed_batch_by_hand() -> None:
         Entry(make_state(30, (15, 7)), 3, 8, 10, False),  # mid-prompt
         Entry(make_state(16, (8, 4)), 4, 0, 19, True),  # resumed with 3 generated tokens
     ]
-    batch[0].state.late_span, batch[3].state.late_span = (0, 10), (0, 11)
+    batch[0].state.late_spans, batch[3].state.late_spans = [(0, 10), (0, 5)], [(0, 11), (0, 7)]
     made = plan(batch, steps=2)
     assert made is not None
     compact = [[(s.request, s.start, s.end, s.row, s.prefix_len, s.seq_len) for s in level] for level in made.levels]
@@ -186,6 +196,20 @@ def test_a_mixed_batch_by_hand() -> None:
         [(0, 0, 10, 101, 0, 10), (1, 10, 14, 2, 3, 7), (3, 14, 25, 104, 0, 11)],
         [(0, 0, 5, 201, 0, 5), (1, 5, 9, 2, 3, 7), (3, 9, 16, 204, 0, 7)],
     ]
+
+
+def test_the_parts_of_a_late_prefill_by_hand() -> None:
+    state = make_state(20, (10, 5))
+    parts = [[(0, 6), (0, 0)], [(6, 10), (0, 0)], [(10, 10), (0, 3)], [(10, 10), (3, 5)]]
+    seen = []
+    for part in parts:
+        state.late_spans = part
+        made = plan([Entry(state, 1, 19, 1, True), Entry(None, 2, 0, 4, True)], steps=2)
+        assert made is not None
+        seen.append([[(s.prefix_len, s.seq_len) for s in level if s.state is not None] for level in made.levels[1:]])
+        assert [made.rows(level) - 4 for level in (1, 2)] == [end - start for start, end in part]
+    # After the second prune it is in the plan when all before it is there, if the step has room for it or not.
+    assert seen == [[[(0, 6)], []], [[(6, 10)], [(0, 0)]], [[(10, 10)], [(0, 3)]], [[(10, 10)], [(3, 5)]]]
 
 
 def test_late_length_counts_kept_and_generated_tokens() -> None:

@@ -202,12 +202,18 @@ def test_a_bad_profile_is_refused_by_file_and_field(changes: dict, text: str, wr
         ({"score_layers": [14, 20]}, "above the previous step's prune layer 14"),
         ({"keep_rate": 0.4}, "keep_rate 0.4 must be below the previous step's 0.4"),
         ({"keep_rate": 0.6}, "keep_rate 0.6 must be below"),
+        ({"keep_rate": 1.0}, "keep_rate 1.0 must be below"),
     ],
 )
 def test_steps_must_go_up_in_layers_and_down_in_rate(changes: dict, text: str, write) -> None:
     assert len(resolve(ClaaFlags(profile=write(steps=TWO_STEPS)), 30).steps) == 2
     with pytest.raises(ConfigError, match=text):
         resolve(ClaaFlags(profile=write(steps=[TWO_STEPS[0], {**TWO_STEPS[1], **changes}])), 30)
+
+
+def test_a_step_that_drops_nothing_before_one_that_does(write) -> None:
+    with pytest.raises(ConfigError, match=r"layer 14: keep_rate 1 drops nothing.*Leave out the step at layer 14"):
+        resolve(ClaaFlags(profile=write(steps=[{**TWO_STEPS[0], "keep_rate": 1.0}, TWO_STEPS[1]])), 30)
 
 
 def test_a_later_step_needs_all_its_values(write) -> None:
@@ -217,7 +223,7 @@ def test_a_later_step_needs_all_its_values(write) -> None:
 
 def test_an_explicit_keep_rate_scales_the_later_steps(write) -> None:
     config = resolve(ClaaFlags(profile=write(steps=TWO_STEPS), keep_rate=0.2), 30)
-    assert [step.keep_rate for step in config.steps] == pytest.approx([0.2, 0.05])
+    assert [step.keep_rate for step in config.steps] == pytest.approx([0.2, 0.1 ** (math.log(0.2) / math.log(0.4))])
     assert config == resolve(ClaaFlags(profile=config.profile), 30).with_keep_rate(0.2)
 
 
@@ -227,20 +233,39 @@ def _steps(rates: list[float]) -> ClaaConfig:
 
 
 @given(
-    rates=st.lists(st.floats(1e-6, 1), min_size=1, max_size=4, unique=True),
+    rates=st.lists(st.floats(1e-6, 0.999999), min_size=1, max_size=4, unique=True),
     rate=st.floats(0, 1, exclude_min=True),
 )
 @settings(deadline=None)
-def test_a_requests_keep_rate_keeps_the_proportions(rates: list[float], rate: float) -> None:
+def test_later_rates_follow_a_requests_keep_rate(rates: list[float], rate: float) -> None:
     config = _steps(sorted(rates, reverse=True))
     changed = config.with_keep_rate(rate)
     got = [step.keep_rate for step in changed.steps]
     assert got[0] == max(rate, 1e-9)
-    assert got == sorted(set(got), reverse=True) and 0 < got[-1] and got[0] <= 1
+    assert got == sorted(set(got), reverse=True) or got == [1.0] * len(got)
+    assert 0 < got[-1]
+    power = math.log(got[0]) / math.log(config.steps[0].keep_rate)
     for before, after in zip(config.steps, changed.steps, strict=True):
-        assert after.keep_rate / got[0] == pytest.approx(before.keep_rate / config.steps[0].keep_rate)
+        assert after.keep_rate == pytest.approx(before.keep_rate**power)
         assert (after.prune_layer, after.score_layers) == (before.prune_layer, before.score_layers)
     assert changed.namespace == config.namespace
+
+
+# Rates that are not cut off at MIN_RATE: below it, steps no longer fall together.
+@given(rates=st.lists(st.floats(0.05, 0.8), min_size=2, max_size=4, unique=True), rate=st.floats(0.05, 1))
+@settings(deadline=None)
+def test_the_configured_rate_gives_the_configured_steps_and_1_prunes_nowhere(rates: list[float], rate: float) -> None:
+    config = _steps(sorted(rates, reverse=True))
+    assert config.with_keep_rate(config.steps[0].keep_rate) == config
+    assert {step.keep_rate for step in config.with_keep_rate(1).steps} == {1.0}
+    # All fall and rise together.
+    lower, upper = config.with_keep_rate(rate * 0.9), config.with_keep_rate(rate)
+    assert all(a.keep_rate < b.keep_rate for a, b in zip(lower.steps, upper.steps, strict=True))
+
+
+def test_steps_that_all_keep_everything_fall_as_one() -> None:
+    got = [step.keep_rate for step in _steps([1.0, 1.0]).with_keep_rate(0.3).steps]
+    assert got == [0.3, math.nextafter(0.3, 0)]
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 1.1, math.nan, math.inf])
@@ -285,6 +310,7 @@ ANY = st.none() | st.integers(-2, 40) | st.floats() | st.booleans() | st.text(ma
         keep_rate=ANY | st.floats(0, 1),
         prune_layer=ANY,
         score_layers=st.none() | st.from_regex(r"[0-9, ]{0,6}", fullmatch=True) | ANY,
+        schedule=st.none() | st.from_regex(r"([0-9]{1,2}:[01]?\.[0-9]{1,2}[:+,0-9]{0,5}){0,3}", fullmatch=True) | ANY,
         window=ANY,
         pool_kernel=ANY,
         min_prompt_tokens=ANY,
@@ -298,7 +324,7 @@ def test_flags_give_a_consistent_config_or_a_config_error(flags: ClaaFlags, num_
     except ConfigError as error:
         assert "--claa-" in str(error) or "--enable-claa" in str(error)
         return
-    assert len(config.steps) == 1
+    assert flags.schedule is not None or len(config.steps) == 1
     assert_consistent(config, num_layers)
 
 

@@ -184,7 +184,9 @@ def test_another_value_in_one_place(tmp_path: Path, data: st.DataObject, whole: 
 def profiles(draw: st.DrawFn) -> dict[str, Any]:
     """A valid profile of LAYERS layers, every value of it optional as in a file."""
     prunes = sorted(draw(st.lists(st.integers(0, LAYERS - 2), max_size=4, unique=True)))
-    rates = draw(st.lists(st.floats(0, 1, exclude_min=True), min_size=len(prunes), max_size=len(prunes), unique=True))
+    # A step that keeps everything may not come before another one.
+    rate = st.floats(0, 1, exclude_min=True, exclude_max=len(prunes) > 1)
+    rates = draw(st.lists(rate, min_size=len(prunes), max_size=len(prunes), unique=True))
     steps, lowest = [], 0
     for prune, rate in zip(prunes, sorted(rates, reverse=True), strict=True):
         scored = draw(st.lists(st.integers(lowest, prune), min_size=1, max_size=5, unique=True))

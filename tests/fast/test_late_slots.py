@@ -20,14 +20,14 @@ from claa_sglang.plan import kept_counts
 from claa_sglang.request import RequestOptions
 from claa_sglang.state import RequestState
 
-ROWS, WIDTH, WINDOW = 4, 48, 2
-RATES = (0.5, 0.2)
+ROWS, WIDTH, WINDOW, RATES = 4, 48, 2, (0.5, 0.2)
 SCHEDULES = int(os.environ.get("CLAA_TEST_SCHEDULES", 100))  # `make test` asks for thousands
 
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     steps = tuple(PruneStep(prune_layer=i, keep_rate=RATES[i], score_layers=(i,)) for i in range(len(counts)))
-    return RequestState(RequestOptions(), prompt, steps, None, counts, [None] * len(counts))
+    lists = {"kept": [None] * len(counts), "late_spans": [(0, 0)] * len(counts)}
+    return RequestState(RequestOptions(), prompt, steps, kept_counts=counts, **lists)
 
 
 def make_pool(steps: int, size: int, need_sort: bool = False):
@@ -388,9 +388,9 @@ def test_a_freed_row_starts_its_late_prefill_again() -> None:
     _, _, slots = make_pool(1, size=20)
     state = make_state(8, (4,))
     slots.bind(1, state, generated=0)
-    state.late_span = (1, 3)
+    state.late_spans[0] = (1, 3)
     slots.free(1)
-    assert state.late_span == (0, 0)
+    assert set(state.late_spans) == {(0, 0)}
 
 
 def test_a_table_that_is_no_multiple_of_stocks_is_refused() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import msgspec
 import numpy as np
 import pytest
 
+from claa_sglang.batch_plan import plan_extend
 from claa_sglang.config import ClaaConfig, PruneStep
-from claa_sglang.cost import Constants, CostModel
+from claa_sglang.cost import Constants, CostModel, span_work
+from claa_sglang.patches.policy import work_of
 from claa_sglang.policy import Hits, Policy
+from claa_sglang.request import RequestOptions
+from claa_sglang.state import RequestState
 
 STEP = PruneStep(prune_layer=15, keep_rate=0.2, score_layers=(12, 13, 14, 15))
 CONFIG = ClaaConfig(steps=(STEP,), num_layers=32)
@@ -99,3 +106,20 @@ def test_dense_over_a_dense_prefix() -> None:
 def test_a_keep_rate_of_one_never_pays() -> None:
     step = PruneStep(prune_layer=15, keep_rate=1.0, score_layers=(15,))
     assert not World().policy.choose(50_000, (step,), Hits(0, 0), 0).prune
+
+
+def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> None:
+    """Beside the last token, once more, in the early ones; layers between the prunes are not run."""
+    steps = [
+        {"prune_layer": 3, "keep_rate": 0.5, "score_layers": [3]},
+        {"prune_layer": 5, "keep_rate": 0.2, "score_layers": [5]},
+    ]
+    config = msgspec.convert({"steps": steps, "num_layers": 8}, ClaaConfig)
+    state = RequestState.pruned_request(RequestOptions(), config, prompt_tokens=100)
+    state.late_spans = [(50, 50), (8, 20)]
+    plan = plan_extend(
+        [state], rows=[1], prefix_lens=[99], extend_lens=[1], last_chunk=[True], table_stride=4, num_steps=2
+    )
+    batch = SimpleNamespace(model_specific_states={"claa": plan})
+    expected = span_work(4, 99, 100).plus(span_work(2, 8, 20))
+    assert work_of(batch, config) == expected._replace(prunes=1)

@@ -30,11 +30,16 @@ def test_the_servers_keep_rate(steps: tuple[PruneStep, ...], counts: tuple[int, 
     assert state.kept == [None] * len(steps) and state.late_computed_tokens == 0
 
 
-def test_the_requests_own_keep_rate_scales_every_step() -> None:
-    state = RequestState.pruned_request(RequestOptions(keep_rate=0.4), config(TWO), prompt_tokens=100)
-    assert [s.keep_rate for s in state.steps] == pytest.approx([0.4, 0.2])
+@pytest.mark.parametrize(
+    ("keep_rate", "rates", "counts"), [(0.36, [0.36, 0.09], (378, 94)), (1.0, [1.0, 1.0], (1051, 1051))]
+)
+def test_every_step_follows_the_requests_own_keep_rate(
+    keep_rate: float, rates: list[float], counts: tuple[int, ...]
+) -> None:
+    state = RequestState.pruned_request(RequestOptions(keep_rate=keep_rate), config(TWO), prompt_tokens=1051)
+    assert [s.keep_rate for s in state.steps] == pytest.approx(rates)
     assert [s.prune_layer for s in state.steps] == [1, 3]
-    assert state.kept_counts == (40, 20)
+    assert state.kept_counts == counts and state.late_spans == [(0, 0), (0, 0)]
 
 
 def test_a_dense_request_says_why() -> None:
