@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claa_sglang import __version__, cpu_env, small_model
+from claa_sglang.tasks import command as tasks_command
+from claa_sglang.tasks.generate import TaskError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,9 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "cpu-env":
             sys.stdout.write(cpu_env.shell_exports(cpu_env.cpu_environment()))
+        elif args.command == "tasks":
+            tasks_command.run(args)
         else:
             print(small_model.prepare(args.out))
-    except (cpu_env.CpuEnvError, small_model.SmallModelError) as error:
+    except (cpu_env.CpuEnvError, small_model.SmallModelError, TaskError) as error:
         print(f"claa-sglang {args.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -43,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--out", type=Path, default=small_model.DEFAULT_DIR, help="directory to make (default: %(default)s)"
     )
+    tasks = commands.add_parser(
+        "tasks",
+        help="write long prompts with known answers, for studies and quality runs",
+        description="Retrieval and aggregation in the style of RULER, fitted to lengths in the model's own tokens. "
+        "One JSON object a line: see claa_sglang/tasks/record.py.",
+    )
+    tasks_command.add_arguments(tasks)
     return parser
 
 

@@ -1,0 +1,165 @@
+"""Task generators: lengths, answers and needles of every task, and that they depend on their seed alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claa_sglang import cli
+from claa_sglang.tasks import sources, words
+from claa_sglang.tasks.encode import token_ids
+from claa_sglang.tasks.filler import Filler, Placed, place
+from claa_sglang.tasks.fit import FitError, fit
+from claa_sglang.tasks.generate import TASKS, WITHOUT_FILLER, TaskError, generate, total
+from claa_sglang.tasks.grade import grade
+from claa_sglang.tasks.record import Prompt, load
+
+NEEDLES = [task for task in TASKS if task != "common-words"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_model_path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(small_model_path)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[Prompt]:
+    """Two of each task, length and source."""
+    return list(generate(tokenizer, list(TASKS), [1024, 2000], list(sources.SOURCES), count=2, seed=5))
+
+
+def text(prompt: Prompt) -> str:
+    assert prompt.messages is not None
+    return prompt.messages[0].content
+
+
+def test_every_task_length_and_source_is_there_and_no_prompt_twice(prompts: list[Prompt]) -> None:
+    assert len(prompts) == total(list(TASKS), [1024, 2000], list(sources.SOURCES), count=2) == 2 * 2 * (3 * 8 + 1)
+    assert len({prompt.key for prompt in prompts}) == len(prompts)
+    made = {(prompt.task, prompt.source, prompt.length, prompt.seed) for prompt in prompts}
+    assert len(made) == len(prompts)
+    assert {source for task, source, *_ in made if task == "common-words"} == {WITHOUT_FILLER["common-words"]}
+
+
+def test_lengths_are_those_asked_for(prompts: list[Prompt], tokenizer: Any) -> None:
+    for prompt in prompts:
+        assert 0.97 * prompt.length <= len(token_ids(prompt, tokenizer)) <= prompt.length, prompt
+
+
+def test_each_needle_is_there_once_and_holds_an_answer(prompts: list[Prompt]) -> None:
+    checked = 0
+    for prompt in prompts:
+        for needle in prompt.needles:
+            assert text(prompt).count(needle) == 1, (prompt.task, needle)
+        if prompt.needles:
+            checked += 1
+            assert all(any(answer in needle for needle in prompt.needles) for answer in prompt.answers)
+    assert checked == 2 * 2 * 3 * len(NEEDLES)
+
+
+@pytest.mark.parametrize("task", NEEDLES)
+def test_only_the_needles_answer(prompts: list[Prompt], task: str) -> None:
+    """Without its needles a prompt does not contain its answers, so no right answer is a guess from the filler."""
+    for prompt in (one for one in prompts if one.task == task):
+        rest = text(prompt)
+        for needle in prompt.needles:
+            rest = rest.replace(needle, "")
+        assert grade(rest, prompt.answers) == 0, prompt
+
+
+def test_common_words_are_the_most_common(prompts: list[Prompt]) -> None:
+    for prompt in (one for one in prompts if one.task == "common-words"):
+        listed = text(prompt).split("Memorize")[-1].split()
+        counts = {word: listed.count(word) for word in set(listed)}
+        assert len(prompt.answers) == 10
+        least = min(counts[word] for word in prompt.answers)
+        others = max(n for word, n in counts.items() if word.isalpha() and word not in prompt.answers)
+        assert least >= 2 * others
+
+
+def test_a_prompt_depends_on_its_seed_alone(prompts: list[Prompt], tokenizer: Any) -> None:
+    """Not on the process, on the other prompts, or on how often it was made."""
+    (again,) = generate(tokenizer, ["multi-key"], [2000], ["prose"], count=1, seed=6)
+    assert again == next(p for p in prompts if (p.task, p.length, p.source, p.seed) == ("multi-key", 2000, "prose", 6))
+    assert again.key == "bf98f5acf39143c2"
+    (other,) = generate(tokenizer, ["multi-key"], [2000], ["prose"], count=1, seed=7)
+    assert not set(other.answers) & set(again.answers) and text(other)[:300] != text(again)[:300]
+
+
+def test_depths_are_spread(tokenizer: Any) -> None:
+    depths = []
+    for prompt in generate(tokenizer, ["needle-number"], [512], ["repeated"], count=40):
+        before, after = text(prompt).split(prompt.needles[0])
+        depths.append(len(before) / (len(before) + len(after)))
+    assert min(depths) < 0.2 and max(depths) > 0.8 and 0.35 < sum(depths) / len(depths) < 0.65
+
+
+@pytest.mark.parametrize("kind", words.KINDS)
+def test_values(kind: str) -> None:
+    values = words.values(random.Random(1), 50, kind)
+    assert len(set(values)) == 50
+    assert all({"number": 7, "uuid": 36}.get(kind, len(value)) == len(value) for value in values)
+
+
+def test_text_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text('One is here. "Two is there." Three!\n\nFour\nis e.g. here. Five?\n')
+    drawn = sources.sentences(str(path), random.Random(0))
+    first = [next(drawn) for _ in range(5)]
+    assert sorted(first) == ['"Two is there."', "Five?", "Four is e.g. here.", "One is here.", "Three!"]
+    assert {next(drawn) for _ in range(5)} == set(first), "the text begins again"
+
+
+def test_a_longer_text_begins_like_a_shorter_one() -> None:
+    filler = Filler(iter(["a b c.", "d e.", "f."]))
+    assert filler.take(4) == ["a b c.", "d"]
+    assert filler.take(6) == ["a b c.", "d e.", "f."]
+    assert filler.take(0) == []
+
+
+def test_placed_sentences_are_at_their_depths() -> None:
+    assert place(["a.", "b."], [Placed(0.0, "0."), Placed(1.0, "1."), Placed(0.5, "h.")]) == "0. a. h. b. 1."
+    assert place([], [Placed(0.3, "x."), Placed(0.1, "w.")]) == "w. x."
+
+
+@pytest.mark.parametrize("per_word", [0.3, 1.0, 1.4, 3.7])
+@pytest.mark.parametrize("length", [300, 1024, 131072])
+def test_fit_needs_few_counts(per_word: float, length: int) -> None:
+    counted = []
+
+    def count(size: int) -> int:
+        counted.append(size)
+        return 100 + round(per_word * size)
+
+    assert 0.97 * length <= 100 + round(per_word * fit(count, length)) <= length
+    assert len(counted) <= 7
+
+
+def test_what_cannot_be_made_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(TaskError, match="no task 'needle': use needle-number, .*"):
+        generate(tokenizer, ["needle"], [1024], ["prose"], 1)
+    with pytest.raises(TaskError, match="no source of text 'poems': use prose, repeated, sentences or the name of"):
+        generate(tokenizer, ["needle-uuid"], [1024], ["poems"], 1)
+    with pytest.raises(TaskError, match=r"50 tokens are too few: without any filler the prompt has \d+"):
+        list(generate(tokenizer, ["needle-uuid"], [50], ["prose"], 1))
+    with pytest.raises(FitError, match="no text of 1000 tokens: 900 with 9 words, 1100 with 10"):
+        fit(lambda size: 900 + 200 * (size > 9), 1000)
+
+
+def test_the_command_writes_a_file(tmp_path: Path, small_model_path: Path, tokenizer: Any, capsys: Any) -> None:
+    asked = ["--tasks", "multi-query", "--lengths", "512", "--sources", "repeated", "--count", "2", "--seed", "3"]
+    for name, more in (("text.jsonl", []), ("ids.jsonl.xz", ["--token-ids"])):
+        command = ["tasks", "--model", str(small_model_path), *asked, *more, "--out", str(tmp_path / name)]
+        assert cli.main(command) == 0
+    text_form, ids_form = load(tmp_path / "text.jsonl"), load(tmp_path / "ids.jsonl.xz")
+    assert text_form == list(generate(tokenizer, ["multi-query"], [512], ["repeated"], 2, 3))
+    assert [one.input_ids for one in ids_form] == [token_ids(one, tokenizer) for one in text_form]
+    assert [one.answers for one in ids_form] == [one.answers for one in text_form]
+    assert cli.main([*command[:-1], str(tmp_path / "none.jsonl"), "--tasks", "poems"]) == 1
+    assert "claa-sglang tasks: no task 'poems': use needle-number" in capsys.readouterr().err
+    assert not (tmp_path / "none.jsonl").exists()
