@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claa_sglang import __version__, cpu_env, small_model
+from claa_sglang.offline.calibrate import command as calibrate_command
+from claa_sglang.offline.calibrate.target import CalibrationError
 from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
+from claa_sglang.tasks.record import PromptError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(cpu_env.shell_exports(cpu_env.cpu_environment()))
         elif args.command == "tasks":
             tasks_command.run(args)
+        elif args.command == "calibrate":
+            calibrate_command.run(args)
         else:
             print(small_model.prepare(args.out))
-    except (cpu_env.CpuEnvError, small_model.SmallModelError, TaskError) as error:
+    except (cpu_env.CpuEnvError, small_model.SmallModelError, TaskError, PromptError, CalibrationError) as error:
         print(f"claa-sglang {args.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -54,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         "One JSON object a line: see claa_sglang/tasks/record.py.",
     )
     tasks_command.add_arguments(tasks)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="choose scored layers, prune layer and keep rate of a model by measurement",
+        description="Minimises the predicted time to first token subject to what the Answer-Informed Oracle and the "
+        "needles of the prompts require, and writes a profile if text of another source confirms the choice. "
+        "Exit status 1 if none is confirmed.",
+    )
+    calibrate_command.add_arguments(calibrate)
     return parser
 
 
