@@ -8,7 +8,7 @@ from pathlib import Path
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
 
 TASKS = ("needle-number", "multi-key", "multi-value", "multi-query", "tracking", "passages")
-KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 PROMPT_TOKENS = 32768
 
 
