@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import msgspec
 import pytest
 import torch
 
-from claa_sglang import ranking
+from claa_sglang import cli, ranking
 from claa_sglang.config import ClaaFlags, ConfigError, PruneStep, resolve
 from claa_sglang.cost import Constants
 from claa_sglang.offline.calibrate import command, criteria, profile
 from claa_sglang.offline.calibrate.criteria import lower_bound, measured
-from claa_sglang.offline.calibrate.evidence import RANKER
+from claa_sglang.offline.calibrate.evidence import RANKER, gather
 from claa_sglang.offline.calibrate.held_out import TRIES, Verdict, promising, require_one, verdicts
 from claa_sglang.offline.calibrate.price import Price
 from claa_sglang.offline.calibrate.schedule import estimated, kept_by
@@ -56,8 +57,6 @@ def test_evidence_keeps_what_select_keeps() -> None:
     shorter = type(cut)(short, {"window_mass": cut.statistics["window_mass"][..., 30:]}, cut.oracle[30:], ())
     needles = [one.used("") for one, _ in pairs]
     pairs[1], needles[1] = (pairs[1][0], shorter), needles[1][30:]
-    from claa_sglang.offline.calibrate.evidence import gather
-
     studies = [study for _, study in pairs]
     evidence = gather(studies, needles, 0.2)
     found = evidence.kept(evidence.ranking([4, 6, 9]), [0.01, 0.1, 0.2, 1.0])
@@ -75,8 +74,6 @@ def test_only_prompts_with_needles_count_for_recall() -> None:
     studied = make({6: 1.0}, 4)
     needles = studied.evidence.needles.clone()
     needles[2] = 0
-    import dataclasses
-
     evidence = dataclasses.replace(studied.evidence, needles=needles)
     found = evidence.kept(evidence.ranking([6]), [0.2])
     assert found.recall[0].isnan().tolist() == [False, False, True, False]
@@ -263,3 +260,10 @@ def test_a_mean_that_reaches_the_target_by_luck_is_not_enough(wanted: float, mis
     found = measured(kept_by(candidate.steps, held_out, estimated)).recall
     assert found.mean > 0.92 and 0.83 < found.low < 0.9
     assert bool(verdict.misses) == misses
+
+
+def test_a_refusal_is_one_line_and_exit_status_1(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert cli.main(["calibrate", "--model", "none", "--out", str(tmp_path / "p.json"), "--prompts", "a"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("claa-sglang calibrate: --prompts without --held-out") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
