@@ -104,7 +104,7 @@ def measure(name: str, path: str, memory: float, schedule: str | None) -> dict[s
         chunked_prefill_size=CHUNK,
         # Engines start side by side and see what the others have taken: the pool is given, not measured.
         max_total_tokens=2 * max(PROFILED) + 20_000,
-        mem_fraction_static=memory,
+        mem_fraction_static=0.95,  # a margin that each engine leaves would be taken off what the others find
         cuda_graph_max_bs_decode=GRAPH_BATCH,
         enable_claa=True,
         claa_policy="always",

@@ -16,6 +16,7 @@ from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.arg_groups.overrides import model_config_of
 
 from claa_sglang.config import HELP, ClaaConfig, ClaaFlags, resolve
+from claa_sglang.profile_model import describe
 
 ENABLE_HELP = (
     "Serve long prompts through CLAA: layers after the prune layer see only the prompt tokens that matter. Every "
@@ -79,14 +80,16 @@ def flags_of(server_args: Any) -> ClaaFlags:
 
 
 def config_of(server_args: Any) -> ClaaConfig:
-    """The configuration of this server, from its resolved arguments and its model's number of layers.
+    """The configuration of this server, from its resolved arguments and its model's configuration.
 
     Made once, in the process that runs the server, and kept on the record: child processes get it with the record,
     so a profile file that changes meanwhile cannot make two of them disagree. Raises ConfigError.
     """
     config = getattr(server_args, "_claa_config", None)
     if config is None:
-        config = resolve(flags_of(server_args), model_config_of(server_args).num_hidden_layers)
+        model = model_config_of(server_args)
+        served = describe(model.hf_config.to_dict(), model.num_hidden_layers)
+        config = resolve(flags_of(server_args), model.num_hidden_layers, served)
         server_args._claa_config = config
     return config
 

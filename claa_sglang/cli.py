@@ -10,6 +10,8 @@ from pathlib import Path
 from claa_sglang import __version__, cpu_env, small_model
 from claa_sglang.offline import rank_command
 from claa_sglang.offline.basics import CaptureError, RecordError
+from claa_sglang.offline.calibrate import command as calibrate_command
+from claa_sglang.offline.calibrate.target import CalibrationError
 from claa_sglang.ranker_spec import RankerError
 from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
@@ -18,7 +20,7 @@ from claa_sglang.tasks.record import PromptError
 # What a subcommand raises where the user has to do something.
 _ERRORS = (
     *(cpu_env.CpuEnvError, small_model.SmallModelError, TaskError, PromptError),
-    *(CaptureError, RecordError, RankerError, OSError),
+    *(CaptureError, RecordError, RankerError, CalibrationError, OSError),
 )
 
 
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tasks_command.run(args)
         elif args.command == "rank-report":
             rank_command.run(args)
+        elif args.command == "calibrate":
+            calibrate_command.run(args)
         else:
             print(small_model.prepare(args.out))
     except _ERRORS as error:
@@ -73,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
         "Answer-Informed Oracle: tables, JSON and a plot. Can be stopped and run again.",
     )
     rank_command.add_arguments(report)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="choose scored layers, prune layer and keep rate of a model by measurement",
+        description="Minimises the predicted time to first token subject to what the Answer-Informed Oracle and the "
+        "needles of the prompts require, and writes a profile if text of another source confirms the choice. "
+        "Exit status 1 if none is confirmed.",
+    )
+    calibrate_command.add_arguments(calibrate)
     return parser
 
 

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from claa_sglang import ranker_spec
+from claa_sglang.profile_model import ProfileModel, difference
 
 KeepRate = Annotated[float, Meta(gt=0, le=1)]
 Layer = Annotated[int, Meta(ge=0, le=9999)]
@@ -163,14 +164,6 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     profile: str | None = None
 
 
-class ProfileModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The model a profile was measured on. Layers mean nothing in a model of another depth."""
-
-    num_layers: Annotated[int, Meta(ge=2, le=10_000)]
-    name: str = ""
-    architecture: str = ""
-
-
 class ProfileStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One prune step of a profile; in the first step a value left out is the default."""
 
@@ -191,8 +184,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     provenance: dict[str, str] = {}
 
 
-def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
+def resolve(flags: ClaaFlags, num_layers: int, served: ProfileModel | None = None) -> ClaaConfig:
     """The configuration for a model of `num_layers` layers: explicit flags, then the profile, then defaults.
+
+    served: the model, which a profile must have been made for; None where only its depth is known.
 
     A schedule gives all prune steps. Otherwise flags describe the first one, further ones come from a profile, and
     their rates follow an explicit keep rate (`with_keep_rate`). Raises ConfigError, and nothing else, for anything
@@ -200,7 +195,7 @@ def resolve(flags: ClaaFlags, num_layers: int) -> ClaaConfig:
     """
     if num_layers < 2:
         raise ConfigError(f"--enable-claa: {num_layers} layer has no late layers; run the model without CLAA")
-    profile = None if flags.profile is None else load_profile(flags.profile, num_layers)
+    profile = None if flags.profile is None else load_profile(flags.profile, num_layers, served)
     common = _given(profile, ("window", "pool_kernel", "min_prompt_tokens"))
     for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
         if (value := getattr(flags, name)) is not None:
@@ -245,8 +240,8 @@ def _steps_of(flags: ClaaFlags, profile_steps: tuple[ProfileStep, ...], num_laye
     return [first, *later]
 
 
-def load_profile(path: str, num_layers: int) -> Profile:
-    """Read and validate a profile file. Raises ConfigError naming the file and what to do."""
+def load_profile(path: str, num_layers: int, served: ProfileModel | None = None) -> Profile:
+    """Read and validate a profile file for a model (see `resolve`). Raises ConfigError naming the file and remedy."""
     try:
         text = _read_file(path)
     except (OSError, ValueError, TypeError) as error:
@@ -265,6 +260,12 @@ def load_profile(path: str, num_layers: int) -> Profile:
             f"--claa-profile {path}: made for a model of {profile.model.num_layers} layers"
             f"{f' ({_short(profile.model.name)})' if profile.model.name else ''}, this model has {num_layers}. "
             "Use the profile of this model, or none."
+        )
+    if served is not None and (differs := difference(profile.model, served)):
+        name = f" ({_short(profile.model.name)})" if profile.model.name else ""
+        raise ConfigError(
+            f"--claa-profile {path}: made for another model{name}: {_short(differs)}. "
+            "Use the profile of this model, or none. `claa-sglang calibrate` makes one."
         )
     return profile
 

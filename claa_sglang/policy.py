@@ -10,7 +10,7 @@ twice what the best choice in hindsight would have).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from claa_sglang.config import ClaaConfig, PruneStep
@@ -55,18 +55,19 @@ class Policy:
         """Count a prompt; returns how many before it had the tokens of it that are cached as pruned, on average."""
         return self._uses.note(tokens, key, hits.pruned)
 
-    def choose(self, tokens: int, steps: Sequence[PruneStep], hits: Hits, uses: float) -> Choice:
+    def choose(self, tokens: int, steps: Sequence[PruneStep], hits: Hits, uses: Callable[[], float]) -> Choice:
         """The way for a prompt of `tokens` tokens, to be pruned in `steps`.
 
-        uses: what `note` returned for it.
+        uses: what `note` returns for it; called where it matters, as it reads the whole prompt.
         """
         dense = self.cost.seconds(self._dense(hits.dense, tokens))
         pruned = self.cost.seconds(self._pruned(steps, hits.pruned, tokens))
         estimates = f"pruned {_ms(pruned)}, dense {_ms(dense)} (estimated)"
         if pruned > MARGIN * dense:
             return Choice(False, f"dense is not slower: {estimates}")
+        before = uses()
         if hits.pruned:
-            expected = max(EXPECTED_USES, uses)
+            expected = max(EXPECTED_USES, before)
             extra = expected * self._regret(tokens, tokens - hits.pruned, steps, expected)
             if extra > dense - pruned:
                 return Choice(False, f"dense once, cached for later: {estimates}, later turns pruned {_ms(extra)} more")

@@ -71,9 +71,14 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
         dense=_hit(tree_cache, req, dense_key(own), len(prompt) - 1),
         pruned=_hit(tree_cache, req, req.extra_key, len(prompt) - tree_cache.claa_window),
     )
-    if state.prefix_uses is None:
-        state.prefix_uses = live.policy.note(prompt, f"{own}|{req.cache_salt}", hits)
-    choice = live.policy.choose(len(prompt), state.steps, hits, state.prefix_uses)
+
+    def uses() -> float:
+        """A prompt counts once, however often the scheduler considers it."""
+        if state.prefix_uses is None:
+            state.prefix_uses = live.policy.note(prompt, f"{own}|{req.cache_salt}", hits)
+        return state.prefix_uses
+
+    choice = live.policy.choose(len(prompt), state.steps, hits, uses)
     state.choice = choice.reason
     if not choice.prune:
         make_dense(req, choice.reason)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.engine
 
 PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 MODEL = "smollm2"
-KEEP_RATE = 0.3
+KEEP_RATE = 0.4
 SENTENCES = 103  # about 1,500 tokens with the question
 # One depth each, from the beginning to the end of the text; seeds choose the prose, the names and the numbers.
 DEPTHS = (0.04, 0.2, 0.37, 0.5, 0.66, 0.8, 0.95)

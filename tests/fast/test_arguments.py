@@ -17,8 +17,9 @@ from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass, namespa
 from sglang.srt.server_args import ServerArgs
 
 from claa_sglang.arguments import ClaaServerArgs, config_of, flags_of, is_server_process
-from claa_sglang.config import HELP, ClaaFlags, ConfigError
+from claa_sglang.config import HELP, ClaaFlags, ConfigError, Profile
 from claa_sglang.plugin import StartupError
+from claa_sglang.profile_model import describe
 
 FLAGS = {
     "--claa-keep-rate": ("share of", "above 0, at most 1", "default 0.2"),
@@ -132,6 +133,23 @@ def test_config_is_made_once_and_travels_with_the_record(model: str, tmp_path: P
 def test_config_errors_come_through(model: str) -> None:
     with pytest.raises(ConfigError, match="--claa-keep-rate"):
         config_of(arguments(model, claa_keep_rate=1.5))
+
+
+def test_sglang_and_transformers_describe_a_model_alike(model: str, tmp_path: Path) -> None:
+    """So the server takes the profile that was written offline, and refuses it for another shape of equal depth."""
+    from transformers import AutoConfig
+
+    profile = tmp_path / "profile.json"
+    offline = describe(AutoConfig.from_pretrained(model).to_dict(), 8, "small")
+    assert (offline.architecture, offline.heads, offline.kv_heads) == ("LlamaForCausalLM", 4, 4)
+    for made_for in (offline, msgspec.structs.replace(offline, hidden_size=128)):
+        profile.write_bytes(msgspec.json.encode(Profile(version=1, model=made_for)))
+        server_args = arguments(model, enable_claa=True, claa_profile=str(profile))
+        if made_for is offline:
+            assert config_of(server_args).profile == str(profile)
+        else:
+            with pytest.raises(ConfigError, match=r"another model \(small\): 128 hidden size, this model has 64"):
+                config_of(server_args)
 
 
 # --- off

@@ -22,11 +22,20 @@ from claa_sglang.config import (
     load_profile,
     resolve,
 )
+from claa_sglang.profile_model import describe
 from tests.fast.consistent import assert_consistent
 
 PROFILE = {
     "version": 1,
-    "model": {"num_layers": 30, "name": "small", "architecture": "LlamaForCausalLM"},
+    "model": {
+        "num_layers": 30,
+        "name": "small",
+        "architecture": "LlamaForCausalLM",
+        "hidden_size": 576,
+        "heads": 9,
+        "kv_heads": 3,
+        "vocabulary": 49152,
+    },
     "steps": [{"prune_layer": 19, "keep_rate": 0.3, "score_layers": [17, 18]}],
     "window": 16,
     "pool_kernel": 13,
@@ -193,6 +202,41 @@ def test_a_bad_profile_is_refused_by_file_and_field(changes: dict, text: str, wr
     with pytest.raises(ConfigError, match=text) as caught:
         resolve(ClaaFlags(profile=path), 30)
     assert path in str(caught.value)
+
+
+CONFIG_JSON = {
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["Qwen2ForCausalLM"]}, "LlamaForCausalLM, this model is Qwen2ForCausalLM"),
+        ({"architectures": None}, "this model is of no named architecture"),
+        ({"hidden_size": 4096}, "576 hidden size, this model has 4,096"),
+        ({"num_attention_heads": 12}, "9 attention heads, this model has 12"),
+        ({"num_key_value_heads": None}, "3 KV heads, this model has 9"),
+        ({"vocab_size": 32000}, "49,152 tokens of vocabulary, this model has 32,000"),
+        ({"vocab_size": None}, "49,152 tokens of vocabulary, this model has none"),
+    ],
+)
+def test_a_profile_of_another_architecture_is_refused_by_what_differs(changes: dict, says: str, write) -> None:
+    path = write()
+    assert load_profile(path, 30, describe(CONFIG_JSON, 30)) == load_profile(path, 30)
+    with pytest.raises(ConfigError) as caught:
+        load_profile(path, 30, describe({**CONFIG_JSON, **changes}, 30))
+    text = str(caught.value)
+    assert f"--claa-profile {path}: made for another model (small): " in text and says in text
+    assert "Use the profile of this model, or none. `claa-sglang calibrate` makes one." in text
+
+
+def test_only_what_a_profile_states_is_compared(write) -> None:
+    other = describe({"text_config": {**CONFIG_JSON, "hidden_size": 64}, "architectures": ["Other"]}, 30)
+    load_profile(write(model={"num_layers": 30, "name": "by hand", "heads": 9}), 30, other)
+    with pytest.raises(ConfigError, match="LlamaForCausalLM, this model is Other; 576 hidden size, this model has 64"):
+        load_profile(write(), 30, other)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,7 @@ class World:
     def turn(self, prompt: list[int]) -> float:
         """Seconds of the way that is taken."""
         hits = Hits(*(self.hit(prompt, way) for way in ("dense", "pruned")))
-        uses = self.policy.note(prompt, "", hits)
-        choice = self.policy.choose(len(prompt), (STEP,), hits, uses)
+        choice = self.policy.choose(len(prompt), (STEP,), hits, lambda: self.policy.note(prompt, "", hits))
         prune = choice.prune and self.auto
         assert choice.reason.startswith("pruned is faster" if choice.prune else "dense")
         self.ways.append("pruned" if prune else "dense")
@@ -105,7 +104,7 @@ def test_dense_over_a_dense_prefix() -> None:
 
 def test_a_keep_rate_of_one_never_pays() -> None:
     step = PruneStep(prune_layer=15, keep_rate=1.0, score_layers=(15,))
-    assert not World().policy.choose(50_000, (step,), Hits(0, 0), 0).prune
+    assert not World().policy.choose(50_000, (step,), Hits(0, 0), lambda: 0).prune
 
 
 def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> None:

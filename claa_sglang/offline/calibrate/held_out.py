@@ -1,0 +1,79 @@
+"""The cheapest choice that text of another source confirms.
+
+Layers chosen on one kind of text may be useless on another: on SmolLM2, scored layers 6, 8 and 9 keep every needle in
+repeated sentences and 15 % of them in prose. So a choice counts for nothing until held-out text agrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from claa_sglang.offline.calibrate.criteria import CONFIDENCE, Measured, margins, measured
+from claa_sglang.offline.calibrate.evidence import Kept
+from claa_sglang.offline.calibrate.search import Candidate, frontier
+from claa_sglang.offline.calibrate.target import CalibrationError, Target
+
+TRIES = 5  # choices that the held-out text may judge: each further one makes luck more likely
+
+
+class Verdict(NamedTuple):
+    """What a source of held-out text says about a choice.
+
+    measured: by source of text. misses: by source, what falls short; empty if the choice carries over.
+    """
+
+    candidate: Candidate
+    measured: dict[str, Measured]
+    misses: dict[str, str]
+
+
+def promising(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
+    """Choices that reach the target on the calibration text with their lower bounds, cheapest first.
+
+    Each keeps more there than every cheaper one. Raises CalibrationError if there is none.
+    """
+    good = [one for one in candidates if not measured(one.kept).misses(target)]
+    if not good:
+        best = max(candidates, key=lambda one: margin(one, target))
+        raise CalibrationError(
+            f"no choice keeps enough on the calibration prompts; the best, {best}, misses: "
+            f"{measured(best.kept).misses(target)}. Allow higher --keep-rates or later --prune-layers, or ask for less "
+            "(--target, --needle-recall)"
+        )
+    return frontier(good, lambda one: margin(one, target))
+
+
+def margin(candidate: Candidate, target: Target) -> float:
+    """By how much the means on the calibration text exceed the target."""
+    return float(margins(candidate.kept, target)[0])
+
+
+def verdicts(
+    candidates: Sequence[Candidate], judge: Callable[[Candidate], Mapping[str, Kept]], target: Target
+) -> Iterator[Verdict]:
+    """Judge the first TRIES of `candidates` on held-out text, up to the first that carries over.
+
+    judge: what a candidate keeps of the held-out prompts, by source. Every source must reach the target by its lower
+    bound. Several choices are tried, so each bound has its share of the error (Bonferroni): (1 - CONFIDENCE) / TRIES.
+    """
+    confidence = 1 - (1 - CONFIDENCE) / TRIES
+    for candidate in candidates[:TRIES]:
+        found = {source: measured(kept, confidence=confidence) for source, kept in judge(candidate).items()}
+        misses = {source: missed for source, one in found.items() if (missed := one.misses(target))}
+        yield Verdict(candidate, found, misses)
+        if not misses:
+            return
+
+
+def require_one(tried: Sequence[Verdict], calibrated_on: str) -> Verdict:
+    """The verdict that carries over, the last of `tried`. Raises CalibrationError if none does."""
+    last = tried[-1]
+    if not last.misses:
+        return last
+    missed = "; ".join(f"{source}: {text}" for source, text in last.misses.items())
+    raise CalibrationError(
+        f"rejected: none of {len(tried)} choices made on {calibrated_on} carries over to held-out text. The last, "
+        f"{last.candidate}, misses {missed}. Calibrate on prompts of more kinds (--prompts, --sources) or on more of "
+        "them (--count), allow higher --keep-rates, or ask for less (--target, --needle-recall)"
+    )

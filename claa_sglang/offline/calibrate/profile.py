@@ -1,0 +1,91 @@
+"""The profile file of a choice, with where its values come from."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from claa_sglang.config import Profile, ProfileStep
+from claa_sglang.offline.calibrate.criteria import Measured
+from claa_sglang.offline.calibrate.held_out import Verdict
+from claa_sglang.offline.calibrate.price import Price
+from claa_sglang.offline.calibrate.studied import Studied
+from claa_sglang.offline.calibrate.target import Target
+from claa_sglang.offline.records import fingerprint
+from claa_sglang.profile_model import describe
+
+
+def make(
+    model: Any,
+    verdict: Verdict,
+    calibrated: Studied,
+    on_calibration: Measured,
+    held_out: Sequence[Studied],
+    target: Target,
+    price: Price,
+) -> Profile:
+    """The profile of a confirmed choice. model: the transformers model it was measured on.
+
+    Prompts shorter than the shortest one measured run dense: nothing is known about them.
+    """
+    config = model.config.to_dict()
+    name = Path(model.config.name_or_path).name
+    layers = model.config.get_text_config().num_hidden_layers
+    shortest = min(study.tokens for one in (calibrated, *held_out) for study in one.studies)
+    measured = {f"held out: {source}": text(one) for source, one in verdict.measured.items()}
+    return Profile(
+        version=1,
+        model=describe(config, layers, name),
+        steps=tuple(
+            ProfileStep(prune_layer=s.prune_layer, keep_rate=s.keep_rate, score_layers=s.score_layers)
+            for s in verdict.candidate.steps
+        ),
+        window=calibrated.evidence.window,
+        min_prompt_tokens=shortest,
+        provenance={
+            "made by": f"claa-sglang calibrate {version('claa-sglang')}",
+            "date": datetime.now(UTC).date().isoformat(),
+            "weights": f"{model.dtype} on {model.device.type}, sha256 of samples {fingerprint(model)}",
+            "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
+            "target": f"oracle mass {target.mass:g} of what the oracle keeps at {target.reference_rate:g}, "
+            f"answer tokens in needles {target.recall:g}",
+            f"calibrated on: {calibrated.name}": text(on_calibration),
+            **measured,
+            "bounds": "one-sided, bootstrap over prompts: 95 % on the calibration text, 99 % on held-out text",
+            "prompts": "; ".join(contents(one) for one in (calibrated, *held_out)),
+            "predicted": f"{verdict.candidate.share:.3f} of dense prefill time at {price.tokens:,} tokens, seconds per "
+            f"layer pass, row, pair, prune: {', '.join(f'{c:.3g}' for c in price.constants)}",
+        },
+    )
+
+
+def text(one: Measured) -> str:
+    """A measurement in a line: means and lower bounds."""
+    recall = f"{one.recall.mean:.3f} (at least {one.recall.low:.3f}, {one.recall.prompts} prompts)"
+    return (
+        f"oracle mass {one.mass.mean:.3f} (at least {one.mass.low:.3f}, {one.mass.prompts} prompts), "
+        f"needles {recall if one.recall.prompts else 'none known'}"
+    )
+
+
+def contents(studied: Studied) -> str:
+    """What prompts a set has: counts by task, lengths and seeds."""
+    prompts = [sample.prompt for sample in studied.samples]
+    tasks = ", ".join(f"{count} {task}" for task, count in sorted(Counter(p.task for p in prompts).items()))
+    tokens, seeds = sorted(studied.evidence.tokens), sorted({p.seed for p in prompts})
+    return f"{studied.name}: {tasks}, {tokens[0]} to {tokens[-1]} tokens, seeds {seeds[0]} to {seeds[-1]}"
+
+
+def write(profile: Profile, path: Path) -> None:
+    """Write it whole or not at all, readable for people."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
+    temporary.replace(path)

@@ -1,0 +1,101 @@
+"""Tables of what a calibration chose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from claa_sglang.offline.calibrate.criteria import Interval, Measured, margins, measured
+from claa_sglang.offline.calibrate.evidence import Kept
+from claa_sglang.offline.calibrate.held_out import Verdict, margin
+from claa_sglang.offline.calibrate.search import Candidate
+from claa_sglang.offline.calibrate.target import Target
+
+SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+
+Judge = Callable[[Candidate], Kept]
+
+
+def grid(title: str, candidates: Sequence[Candidate], kept: Judge, target: Target) -> Table:
+    """One-step choices: prune layers down, keep rates across; means of mass and recall, green where both suffice."""
+    rates = sorted({one.steps[0].keep_rate for one in candidates})
+    by_place = {(one.steps[0].prune_layer, one.steps[0].keep_rate): one for one in candidates}
+    table = Table(title=f"{title}: oracle mass / answer tokens kept", title_justify="left")
+    table.add_column("prune layer", justify="right")
+    for rate in rates:
+        table.add_column(f"keep {rate:g}", justify="right")
+    for layer in sorted({layer for layer, _ in by_place}):
+        cells = []
+        for rate in rates:
+            found = kept(by_place[layer, rate])
+            mass, recall = float(found.mass.mean()), float(found.recall.nanmean())
+            cell = f"{mass:.2f} / {recall:.2f}"
+            cells.append(f"[green]{cell}[/green]" if float(margins(found, target)[0]) >= 0 else cell)
+        table.add_row(str(layer), *cells)
+    return table
+
+
+def choices(title: str, front: Sequence[Candidate], verdicts: Sequence[Verdict]) -> Table:
+    """The frontier that was chosen from, cheapest first, and what held-out text said of those it was asked about."""
+    said = {verdict.candidate.steps: verdict for verdict in verdicts}
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in ("predicted TTFT", "schedule", "oracle mass", "answer tokens", "on held-out text"):
+        table.add_column(column)
+    for one in front:
+        on_calibration = measured(one.kept)
+        verdict = said.get(one.steps)
+        table.add_row(
+            f"{one.share:.3f}",
+            str(one),
+            interval(on_calibration.mass),
+            interval(on_calibration.recall),
+            "not asked" if verdict is None else _verdict(verdict),
+        )
+    return table
+
+
+def steps_at_equal_cost(
+    one_step: Sequence[Candidate], two_steps: Sequence[Candidate], kept: Judge, target: Target
+) -> Table:
+    """For each share of dense time the best choice (on the calibration text) within it, and what it keeps of `kept`."""
+    table = Table(title="one step against two at equal cost: oracle mass / answer tokens kept", title_justify="left")
+    for column in ("predicted TTFT at most", "one step", "held out", "two steps (estimated)", "held out"):
+        table.add_column(column)
+    for share in SHARES:
+        cells = []
+        for candidates in (one_step, two_steps):
+            affordable = [one for one in candidates if one.share <= share]
+            if not affordable:
+                cells += ["none", ""]
+                continue
+            best = max(affordable, key=lambda one: margin(one, target))
+            cells += [f"{best}: {_means(best.kept)}", _means(kept(best))]
+        table.add_row(f"{share:.2f}", *cells)
+    return table
+
+
+def say(console: Console, verdict: Verdict) -> None:
+    """A rejection, loudly, or the choice."""
+    if verdict.misses:
+        misses = "; ".join(f"{source}: {missed}" for source, missed in verdict.misses.items())
+        console.print(f"[bold red]REJECTED[/bold red] {verdict.candidate}: does not carry over to {misses}")
+    else:
+        console.print(f"[bold green]carries over[/bold green] {verdict.candidate}")
+
+
+def interval(one: Interval) -> str:
+    return f"{one.mean:.3f} (≥ {one.low:.3f})" if one.prompts else "none known"
+
+
+def _means(kept: Kept) -> str:
+    return f"{float(kept.mass.mean()):.2f} / {float(kept.recall.nanmean()):.2f}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    def line(source: str, one: Measured) -> str:
+        return f"{source}: {interval(one.mass)}, {interval(one.recall)}"
+
+    lines = [line(source, one) for source, one in verdict.measured.items()]
+    return "\n".join(["[red]rejected[/red]" if verdict.misses else "[green]chosen[/green]", *lines])
