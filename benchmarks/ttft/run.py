@@ -47,12 +47,15 @@ class Budget:
 
 
 class How(msgspec.Struct, frozen=True, kw_only=True):
-    """one_at_a_time: one engine lives at a time. start_in_turn: engines start one after another, not all together."""
+    """one_at_a_time: one engine lives at a time. start_in_turn: engines start one after another, not all together.
+    engines: names of those to start; None: all that the scenarios need.
+    """
 
     gpu: bool
     one_at_a_time: bool
     start_in_turn: bool
     log_level: str
+    engines: list[str] | None = None
 
 
 class Run:
@@ -69,7 +72,8 @@ class Run:
     def engine_options(self, scenarios: list[str], chunk: int) -> dict[str, dict[str, Any]]:
         """Options of each engine that `scenarios` need, by name."""
         options = setup.engine_options(self.model, self.settings, chunk, scenarios, self.how.gpu)
-        return {name: {**own, "log_level": self.how.log_level} for name, own in options.items()}
+        named = self.how.engines or list(options)
+        return {name: {**own, "log_level": self.how.log_level} for name, own in options.items() if name in named}
 
     def scenarios(self, names: list[str], chunk: int) -> None:
         """Measure the scenarios `names`, of SCENARIOS, with engines of this chunk size. Raises OutOfTime."""

@@ -106,7 +106,8 @@ def test_accuracies_and_pairs(server: Server, command: list[str], tmp_path: Path
 def test_the_switch_of_each_request(server: Server, command: list[str]) -> None:
     eval_quality.main([*command, "--rankers", "claa", "gemfilter", "--keep-rates", "0.5"])
     sent = [body["sampling_params"]["custom_params"]["claa"] for body in server.bodies]
-    kinds = [{"enabled": False}, {"keep_rate": 0.5}, {"keep_rate": 0.5, "ranker": "gemfilter"}]
+    pruned = {"policy": "always", "keep_rate": 0.5}
+    kinds = [{"enabled": False}, pruned, {**pruned, "ranker": "gemfilter"}]
     assert [sent.count(kind) for kind in kinds] == [40, 40, 40]
 
 
@@ -167,7 +168,7 @@ def test_a_given_ranking_becomes_positions(tmp_path: Path) -> None:
     path.write_text('{"key": "k", "order": [3, 19, 0, 7, 1]}\n')
     rankings = load_rankings([f"oracle={path}"])
     sent = options(Setting("oracle", 0.2), "k", 20, window=2, rankings=rankings)
-    assert sent == {"keep_rate": 0.2, "keep": [0, 3, 18, 19]}
+    assert sent == {"keep": [0, 3, 18, 19]}
     with pytest.raises(RankingError, match="prompt other is missing"):
         options(Setting("oracle", 0.2), "other", 20, window=2, rankings=rankings)
     with pytest.raises(RankingError, match="beyond its 19 tokens"):
