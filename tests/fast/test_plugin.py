@@ -116,19 +116,19 @@ def test_registering_makes_no_flag_when_it_fails_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("command", "pid", "expected"),
+    ("command", "child", "expected"),
     [
-        (None, os.getpid(), plugin.StartupError),  # launch_server(server_args) from Python
-        ("Engine(enable_claa=True)", os.getpid(), plugin.StartupError),
-        ("--model-path x --enable-claa", os.getpid(), SystemExit),
-        ("Engine(enable_claa=True)", os.getpid() + 1, SystemExit),  # a child process
-        (None, os.getpid() + 1, SystemExit),
+        (None, False, plugin.StartupError),  # launch_server(server_args) from Python
+        ("Engine(enable_claa=True)", False, plugin.StartupError),
+        ("--model-path x --enable-claa", False, SystemExit),
+        ("Engine(enable_claa=True)", True, SystemExit),
+        (None, True, SystemExit),
     ],
 )
 def test_stop_is_an_exception_for_python_and_a_clean_exit_elsewhere(
-    command: str | None, pid: int, expected: type[BaseException]
+    command: str | None, child: bool, expected: type[BaseException]
 ) -> None:
-    record = SimpleNamespace(launch_command=command, _claa_server_pid=pid)
+    record = SimpleNamespace(launch_command=command, _claa_server_pid=os.getpid() + child)
     with pytest.raises(expected, match="claa-sglang: no good"):
         plugin.stop(record, "no good")
 
