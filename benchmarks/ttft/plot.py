@@ -27,6 +27,7 @@ def draw(record: Record, path: Path) -> bool:
         raise SystemExit(f"{error}; pip install matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     panels = [panel for panel, data in ((_lengths, cold), (_rates, rated)) if data]
     figure, axes = pyplot.subplots(
@@ -35,8 +36,9 @@ def draw(record: Record, path: Path) -> bool:
     for axis, panel in zip(axes[0], panels, strict=True):
         panel(axis, cold if panel is _lengths else rated)
         axis.set_yscale("log")
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks("{x:g}")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"{record.model}, {record.device}", fontsize="medium")
