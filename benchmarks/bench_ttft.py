@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
             one_at_a_time=args.one_at_a_time,
             start_in_turn=args.start_in_turn,
             engines=args.engines,
+            control=args.control,
             log_level=args.log_level,
         )
         run = Run(model, settings, how, budget, result, args.out)
@@ -123,6 +124,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="of stock, claa, early, late, one: start these alone (default: all)",
     )
+    parser.add_argument("--control", action="store_true", help="a second stock engine, held against the first")
     parser.add_argument("--start-in-turn", action="store_true", help="start engines one after another, not together")
     parser.add_argument("--log-level", default="error", help="of the engines (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=setup.ROOT / "benchmarks" / "results" / "ttft.json")

@@ -48,7 +48,7 @@ class Budget:
 
 class How(msgspec.Struct, frozen=True, kw_only=True):
     """one_at_a_time: one engine lives at a time. start_in_turn: engines start one after another, not all together.
-    engines: names of those to start; None: all that the scenarios need.
+    engines: names of those to start; None: all that the scenarios need. control: a second stock engine as well.
     """
 
     gpu: bool
@@ -56,6 +56,7 @@ class How(msgspec.Struct, frozen=True, kw_only=True):
     start_in_turn: bool
     log_level: str
     engines: list[str] | None = None
+    control: bool = False
 
 
 class Run:
@@ -72,6 +73,8 @@ class Run:
     def engine_options(self, scenarios: list[str], chunk: int) -> dict[str, dict[str, Any]]:
         """Options of each engine that `scenarios` need, by name."""
         options = setup.engine_options(self.model, self.settings, chunk, scenarios, self.how.gpu)
+        if self.how.control:
+            options["again"] = options["stock"]
         named = self.how.engines or list(options)
         return {name: {**own, "log_level": self.how.log_level} for name, own in options.items() if name in named}
 

@@ -26,7 +26,7 @@ from benchmarks.ttft.settings import (
     TURN_ANSWER,
     Settings,
 )
-from benchmarks.ttft.variants import PER_TOKEN, STOCK, TTFT, auto, keep, options
+from benchmarks.ttft.variants import AGAIN, PER_TOKEN, STOCK, TTFT, auto, keep, options
 
 PAGE = 128  # tokens: the largest page of a KV pool
 Samples = dict[tuple[str, str], float]  # (quantity, variant) -> seconds
@@ -78,7 +78,7 @@ class Lab:
     def stock_and_pruned(self, ask: Ask) -> list[Turn]:
         """`ask` for stock, and for each keep rate."""
         pruned = [Turn(keep(rate), "claa", ask, options(rate)) for rate in self.settings.keep_rates]
-        return [Turn(STOCK, "stock", ask), *pruned]
+        return [Turn(STOCK, "stock", ask), Turn(AGAIN, "again", ask), *pruned]
 
     def late_turns(self, tokens: int) -> list[Turn]:
         """What late(kN) is made of, for each keep rate: the truncated models, given as many tokens as are kept."""
@@ -104,7 +104,8 @@ def dense(lab: Lab, tokens: int) -> Samples:
         check(answer, claa)
         return {TTFT: answer.ttft, PER_TOKEN: per_token([answer])}
 
-    return lab.round([Turn(STOCK, "stock", ask), Turn(variants.DENSE, "claa", ask, {"enabled": False})])
+    dense = Turn(variants.DENSE, "claa", ask, {"enabled": False})
+    return lab.round([Turn(STOCK, "stock", ask), Turn(AGAIN, "again", ask), dense])
 
 
 def shared_prefix(lab: Lab, tokens: int) -> Samples:
@@ -147,7 +148,7 @@ def growing_chat(lab: Lab, tokens: int) -> Samples:
         return {variants.SUM_TTFT: total, variants.PRUNED_TURNS: pruned}
 
     pruned = [Turn(auto(rate), "claa", ask, options(rate, "auto")) for rate in lab.settings.keep_rates]
-    return lab.round([Turn(STOCK, "stock", ask), *pruned])
+    return lab.round([Turn(STOCK, "stock", ask), Turn(AGAIN, "again", ask), *pruned])
 
 
 def mixed(lab: Lab, tokens: int) -> Samples:

@@ -2,6 +2,7 @@
 
 Engines, all of the same chunk size:
 
+    again   with --control, a second stock engine: its ratio to stock is what processes differ by without a cause
     stock   SGLang as it starts by itself: no attention backend is named, so it takes its best; graphs as they come
     claa    the same with --enable-claa; keep rates and policies are per request
     early   the first p + 1 layers of the model, stock: early(N) of the bound

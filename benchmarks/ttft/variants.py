@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 STOCK = "stock"
+AGAIN = "stock, again"  # a second process of the same: what two processes differ by without a cause
 CLAA = "--enable-claa"  # a whole server
 DENSE = "dense, flag on"  # the pruned engine, told to run this request dense
 EARLY = "early(N)"
