@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from claa_sglang import cli, ranking
-from claa_sglang.config import ClaaFlags, ConfigError, PruneStep, resolve
+from claa_sglang.config import ConfigError, PruneStep
 from claa_sglang.cost import Constants
+from claa_sglang.flags import ClaaFlags, resolve
 from claa_sglang.offline.calibrate import command, criteria, profile
 from claa_sglang.offline.calibrate.criteria import lower_bound, measured
 from claa_sglang.offline.calibrate.evidence import RANKER, gather

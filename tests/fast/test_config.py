@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import claa_sglang
-from claa_sglang.config import (
-    HELP,
-    ClaaConfig,
-    ClaaFlags,
-    ConfigError,
-    PruneStep,
-    load_profile,
-    resolve,
-)
+from claa_sglang.config import ClaaConfig, ConfigError, PruneStep
+from claa_sglang.flags import HELP, ClaaFlags, resolve
+from claa_sglang.profile_file import load_profile
 from claa_sglang.profile_model import describe
 from tests.fast.consistent import assert_consistent
 

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import claa_sglang
-from claa_sglang.config import MAX_PROFILE_BYTES, ClaaConfig, ClaaFlags, ConfigError, resolve
+from claa_sglang.config import ClaaConfig, ConfigError
+from claa_sglang.flags import ClaaFlags, resolve
+from claa_sglang.profile_file import MAX_PROFILE_BYTES
 from tests.fast.consistent import assert_consistent
 from tests.fast.test_config import PROFILE, TWO_STEPS
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claa_sglang.config import ClaaFlags, ConfigError, PruneStep, resolve
+from claa_sglang.config import ConfigError, PruneStep
+from claa_sglang.flags import ClaaFlags, resolve
 from tests.fast.consistent import assert_consistent
 from tests.fast.test_config import PROFILE
 
