@@ -24,7 +24,7 @@ import functools, os, pathlib
 
 
 def register():
-    from claa_sglang import late_pass, report, scorers
+    from claa_sglang import late_pass, rankers, report
 
     def faulty(name, owner, attribute, applies=lambda *args: True):
         original = getattr(owner, attribute)
@@ -38,8 +38,8 @@ def register():
         setattr(owner, attribute, wrapped)
 
     has_pruned = lambda late, *args: bool(late.plan.levels[1]) and any(s.state for s in late.plan.levels[1])
-    faulty("scoring", scorers, "window_scores")
-    faulty("ranking", scorers, "rank")
+    faulty("scoring", rankers.Claa, "score_layer")
+    faulty("ranking", rankers.Claa, "rank")
     faulty("late pass", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and not late.plan.decode)
     faulty("decoding", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and late.plan.decode)
     faulty("report", report, "build_report")
