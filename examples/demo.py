@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import prose
 import torch
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from serving import Answer, ask, flush, serve
 
@@ -96,9 +97,9 @@ def main() -> int:
             serve(args.model_path, flags + ([] if gpu else CPU_FLAGS), env) as url,
         ):
             prompts = Prompts(args.model_path)
-            status.update("warming up")
+            _say(console, status, "warming up")
             _warm_up(url, prompts, modes)
-            status.update("asking " + " and ".join(modes))
+            _say(console, status, "asking " + " and ".join(modes))
             runs = _ask_all(url, prompts, modes, args.repeats)
     except (RuntimeError, CpuEnvError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -108,6 +109,13 @@ def main() -> int:
     for problem in problems:
         console.print(f"[bold red]{problem}[/]")
     return 1 if problems else 0
+
+
+def _say(console: Console, status: Status, text: str) -> None:
+    """What happens now; as a line of its own where there is no terminal to show a status."""
+    status.update(text)
+    if not console.is_terminal:
+        console.print(text)
 
 
 def _warm_up(url: str, prompts: Prompts, modes: Modes) -> None:
