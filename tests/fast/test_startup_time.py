@@ -23,4 +23,5 @@ def test_what_fails_is_counted_too() -> None:
     with pytest.raises(ZeroDivisionError), startup_time.counted():
         time.sleep(0.02)
         _ = 1 / 0
-    assert startup_time.seconds() - before >= 0.02
+    # Both are rounded to a millisecond.
+    assert startup_time.seconds() - before > 0.015
