@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from claa_sglang.tasks.rankings import load
+
 DENSE_NAME = "dense"
 DEFAULT_RANKER = "claa"  # the server's own; its name is not sent
 
@@ -39,28 +41,20 @@ class RankingError(ValueError):
     """A ranking made elsewhere does not fit; the message says which and why."""
 
 
-class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of a file of rankings. key: of the prompt (`Prompt.key`). order: its positions, most important first."""
-
-    key: str
-    order: list[int]
-
-
 Rankings = Mapping[str, Mapping[str, list[int]]]  # name -> key -> order
 
 
 def load_rankings(files: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-    """Rankings made elsewhere, from NAME=FILE arguments; FILE has a `Ranking` a line. Raises RankingError."""
+    """Rankings made elsewhere, from NAME=FILE arguments; FILE as in tasks/rankings.py. Raises RankingError."""
     found: dict[str, dict[str, list[int]]] = {}
     for argument in files:
         name, equals, path = argument.partition("=")
         if not equals or not Path(path).is_file():
-            raise RankingError(f"--rankings {argument!r}: expected NAME=FILE, a JSONL file with key and order")
+            raise RankingError(f"--given {argument!r}: expected NAME=FILE, a JSONL file with key and order")
         try:
-            lines = msgspec.json.Decoder(Ranking).decode_lines(Path(path).read_bytes())
+            found[name] = load(Path(path))
         except msgspec.DecodeError as error:
             raise RankingError(f"{path}: {error}. A line is {{'key': …, 'order': [positions, best first]}}") from error
-        found[name] = {line.key: line.order for line in lines}
     return found
 
 

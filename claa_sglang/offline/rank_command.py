@@ -18,9 +18,11 @@ from claa_sglang.tasks.record import Prompt, load
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
 
+    from claa_sglang.offline.study import PromptStudy
+
 
 def run(args: argparse.Namespace) -> int:
-    """Study what is not studied yet, then print tables and write rank-report.json and rank-report.png.
+    """Study what is not studied yet, then print tables and write rank-report.json, rank-report.png and oracle.jsonl.
 
     Raises CaptureError, RecordError, RankerError or PromptError with the reason, OSError if files cannot be used.
     """
@@ -58,12 +60,26 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "rank-report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     rank_plot.plot(report, args.out / "rank-report.png")
+    _write_rankings(args.out, prompts, studies, given)
     console = Console()
     console.print(rank_table.heading(report))
     for table in rank_table.tables(report):
         console.print(table)
     console.print(f"{args.out}/rank-report.json, {args.out}/rank-report.png", soft_wrap=True)
     return 0
+
+
+def _write_rankings(
+    directory: Path, prompts: Sequence[Prompt], studies: Sequence[PromptStudy], given: Sequence[dict[str, Tensor]]
+) -> None:
+    """The rankings that no server can make, oracle.jsonl and specprefill.jsonl, for `eval_quality --given`."""
+    from claa_sglang.tasks.rankings import Ranking, write
+
+    made = [{"oracle": study.oracle, **elsewhere} for study, elsewhere in zip(studies, given, strict=True)]
+    for name in made[0]:
+        orders = [rankings[name].argsort(descending=True, stable=True).tolist() for rankings in made]
+        lines = [Ranking(prompt.key, order) for prompt, order in zip(prompts, orders, strict=True)]
+        write(directory / f"{name}.jsonl", lines)
 
 
 def _load_draft(path: str, tokenizer: Any) -> Any:
@@ -123,4 +139,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path(".cache", "studies"),
         help="directory of finished studies, by model and prompt: run again, and they are used (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory for rank-report.json and rank-report.png")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory for rank-report.json, rank-report.png and oracle.jsonl"
+    )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from claa_sglang import rankers
 from claa_sglang.offline.basics import CaptureError
+from claa_sglang.offline.differences import Difference, differences
 from claa_sglang.offline.measures import Measures, measure
 from claa_sglang.offline.study import PromptStudy
 from claa_sglang.ranker_spec import RankerSpec, parse
@@ -69,6 +70,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         prompts: how many, by source of text.
         rankers: over all prompts. by_source: the same over the prompts of each source, where there are several.
         ablation: CLAA's variants, over all prompts.
+        differences: CLAA's oracle mass against each other ranker's. effects: against CLAA with one thing changed.
     """
 
     model: str
@@ -83,6 +85,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rankers: list[Ranked]
     by_source: dict[str, list[Ranked]]
     ablation: list[Ranked]
+    differences: list[Difference]
+    effects: list[Difference]
     versions: dict[str, str] = {}
 
 
@@ -141,6 +145,8 @@ def build(
         rankers=_summarised(of_rankers, span),
         by_source={s: _summarised(group, span) for s, group in groups.items() if many and len(group) > 1},
         ablation=_summarised(of_variants, span),
+        differences=_against("claa", list(of_rankers[0]), of_rankers, of_rankers, span),
+        effects=_against(f"n={scored} claa", _one_change(scored), of_variants, of_rankers, span),
     )
 
 
@@ -150,11 +156,18 @@ _Measured = dict[str, tuple[int, np.ndarray]]  # name -> scored layers, fp64 [me
 
 def _ablation(scored: int) -> Iterable[tuple[str, _Entry]]:
     """CLAA with n layers, z-score on or off, head maximum or sum; then pooling after the fold, at the given n."""
-    for count, zscore, heads in itertools.product(ABLATED_LAYERS, (True, False), ("max", "sum")):
+    counts = sorted({*ABLATED_LAYERS, scored})
+    for count, zscore, heads in itertools.product(counts, (True, False), ("max", "sum")):
         spec = RankerSpec(zscore=zscore, heads="max" if heads == "max" else "sum")
         yield f"n={count} {spec}", (rankers.make(spec), count)
     after = RankerSpec(pool="after")
     yield f"n={scored} {after}", (rankers.make(after), scored)
+
+
+def _one_change(scored: int) -> list[str]:
+    """The variants that differ from CLAA with its given n in one thing."""
+    layers = [f"n={count} claa" for count in ABLATED_LAYERS if count != scored]
+    return [*layers, *(f"n={scored} claa:{switch}" for switch in ("zscore=off", "heads=sum", "pool=after"))]
 
 
 def _measure_all(study: PromptStudy, entries: Mapping[str, _Entry], keep_rate: float) -> _Measured:
@@ -175,6 +188,21 @@ def _summarised(prompts: Sequence[_Measured], span: tuple[int, int]) -> list[Ran
         curves = {measure: _curve(values[:, index], span) for index, measure in enumerate(MEASURES)}
         result.append(Ranked(ranker=name, scored=scored, curves=curves))
     return result
+
+
+def _against(
+    ours: str, others: Sequence[str], measured: Sequence[_Measured], best: Sequence[_Measured], span: tuple[int, int]
+) -> list[Difference]:
+    """`ours` against `others` in oracle mass over the candidate layers; nothing if `ours` was not asked for."""
+    if ours not in measured[0]:
+        return []
+
+    def mass(prompts: Sequence[_Measured], name: str) -> np.ndarray:
+        index = MEASURES.index("mass")
+        return np.stack([prompt[name][1][index, span[0] : span[1] + 1] for prompt in prompts])
+
+    values = {name: mass(measured, name) for name in (ours, *others)}
+    return differences(values, ours, [name for name in others if name != ours], mass(best, ORACLE))
 
 
 def _curve(values: np.ndarray, span: tuple[int, int]) -> Curve:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from claa_sglang.offline.differences import Difference, Interval
 from claa_sglang.offline.rank_report import Ranked, Report
 
 _TITLES = {
@@ -36,6 +37,12 @@ def tables(report: Report) -> Iterator[Table]:
         report.ablation,
         "mass",
     )
+    for title, rows in (
+        ("Oracle mass, CLAA minus other rankers", report.differences),
+        ("Oracle mass, CLAA minus itself with one thing changed", report.effects),
+    ):
+        if rows:
+            yield _paired(title, rows)
 
 
 def _over_layers(title: str, rows: Sequence[Ranked], measure: str) -> Table:
@@ -47,6 +54,20 @@ def _over_layers(title: str, rows: Sequence[Ranked], measure: str) -> Table:
         cells = [f"{s.mean:.3f} ± {s.standard_error:.3f}", f"{s.worst:.3f} @{s.worst_layer}"]
         table.add_row(row.ranker, *cells, f"{s.spread:.3f}", f"{s.half_depth:.3f}")
     return table
+
+
+def _paired(title: str, rows: Sequence[Difference]) -> Table:
+    table = _table(f"{title}: paired over prompts, 95 % intervals")
+    for head in ("mean over layers", "worst layer", "gap closed"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        gap = "-" if row.gap_closed is None else _interval(row.gap_closed, ".2f")
+        table.add_row(row.other, _interval(row.mean, "+.3f"), _interval(row.worst, "+.3f"), gap)
+    return table
+
+
+def _interval(value: Interval, spec: str) -> str:
+    return f"{value.mean:{spec}} [{value.low:{spec}}, {value.high:{spec}}]"
 
 
 def _by_source(report: Report) -> Table:

@@ -21,6 +21,8 @@ from claa_sglang.offline.rank_report import Studied
 from claa_sglang.offline.records import Subject
 from claa_sglang.offline.study import PromptStudy
 from claa_sglang.ranker_spec import RankerError
+from claa_sglang.tasks.rankings import load as load_rankings
+from claa_sglang.tasks.record import load as load_prompts
 from tests import tiny_models
 
 LAYERS, WINDOW, RANKED = 8, 4, 40
@@ -126,6 +128,25 @@ def test_a_ranker_of_several_layers_reads_the_last_n_up_to_the_layer() -> None:
     assert by_name["n=1 claa:heads=sum"] == pytest.approx(recall["fastkv"])  # z keeps the order of a single row
 
 
+def test_claa_is_held_against_the_others_and_itself_prompt_by_prompt() -> None:
+    report = rank_report.build(_studies(), ["claa", "fastkv"], keep_rate=0.25, scored=2)
+    means = {row.ranker: row.curves["mass"].summary.mean for row in (*report.rankers, *report.ablation)}
+    assert [d.other for d in report.differences] == ["fastkv", "oracle"]
+    assert report.differences[0].mean.mean == pytest.approx(means["claa"] - means["fastkv"])
+    assert report.differences[1].gap_closed is None  # nothing is better than the oracle
+    assert [d.other for d in report.effects] == [
+        *("n=1 claa", "n=4 claa", "n=8 claa"),
+        *("n=2 claa:zscore=off", "n=2 claa:heads=sum", "n=2 claa:pool=after"),
+    ]
+    assert all(d.mean.mean == pytest.approx(means["claa"] - means[d.other]) for d in report.effects)
+    assert rank_report.build(_studies(), ["uniform"], keep_rate=0.25, scored=4).differences == []
+
+
+def test_an_unusual_n_is_ablated_too() -> None:
+    report = rank_report.build(_studies(), ["claa"], keep_rate=0.25, scored=3)
+    assert len(report.ablation) == 21 and report.effects[0].ours == "n=3 claa"
+
+
 def test_rankings_made_elsewhere_stand_beside_the_others() -> None:
     studies = [msgspec.structs.replace(s, given={"specprefill": -s.study.oracle}) for s in _studies()]
     report = rank_report.build(studies, ["uniform"], keep_rate=0.25, scored=4)
@@ -176,6 +197,9 @@ def test_the_command_writes_its_files_and_goes_on_where_it_stopped(
     report = msgspec.json.decode((tmp_path / "out/rank-report.json").read_bytes(), type=rank_report.Report)
     assert report.prompts == {"random": 3} and report.tokens == (60, 60) and "torch" in report.versions
     assert (tmp_path / "out/rank-report.png").is_file()
+    orders = load_rankings(tmp_path / "out/oracle.jsonl")
+    assert list(orders) == [prompt.key for prompt in load_prompts(tmp_path / "prompts")]
+    assert all(sorted(order) == list(range(60)) for order in orders.values())
 
     def refused(*changed: str) -> str:
         capsys.readouterr()
