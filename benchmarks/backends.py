@@ -123,7 +123,7 @@ def measure(name: str, path: str, schedule: str | None) -> dict[str, Any]:
             say(f"prefill of {length}: {found['prefill'][str(length)]}")
         info = engine.get_server_info()["claa"]
         found["late slots held"] = info["late_slots"]["held"]
-        found["startup seconds"] = info["startup_seconds"]
+        found["startup seconds"] = info["startup_parts"]
         say("done")
     finally:
         engine.shutdown()

@@ -29,7 +29,7 @@ def register() -> None:
     If it fails, SGLang logs it and goes on without the flags, so `--enable-claa` ends in "unrecognized arguments".
     """
     try:
-        with startup_time.counted():
+        with startup_time.counted("flags"):
             _register()
     except Exception as error:
         logger.error("claa-sglang could not load, so SGLang will not know --enable-claa: %r", error)
@@ -53,7 +53,7 @@ def activate(server_args: Any) -> None:
     `server_args` are resolved. In the server process all that speaks against starting is collected first, and
     reported together. Idempotent. Stops the server (see `stop`) otherwise.
     """
-    with startup_time.counted():
+    with startup_time.counted("hooks"):
         _activate(server_args)
 
 

@@ -228,7 +228,7 @@ def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new
     children, translators = [early], []
     for _ in config.steps:
         runner = LateRunner(model_runner, slots.table)
-        with startup_time.counted():
+        with startup_time.counted("late attention"):
             children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))
         translators.append(runner.kv_index_translator)
     return ClaaAttnBackend(children, translators, slots, config)

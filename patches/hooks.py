@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+from claa_sglang import startup_time
+
 SUPPORTED_SGLANG = "0.5.23"
 
 # Modules of claa_sglang.patches that export HOOKS.
@@ -84,7 +86,8 @@ class HookError(RuntimeError):
 
 def collect() -> tuple[Hook, ...]:
     """All rows, in the order of PATCH_MODULES. Imports the patch modules, and with them parts of SGLang."""
-    modules = (importlib.import_module(f"claa_sglang.patches.{name}") for name in PATCH_MODULES)
+    with startup_time.counted("imports"):
+        modules = [importlib.import_module(f"claa_sglang.patches.{name}") for name in PATCH_MODULES]
     return tuple(hook for module in modules for hook in module.HOOKS)
 
 

@@ -204,7 +204,7 @@ class LateStack:
 
 def wrap_late_layers(result: Any, self: Any) -> Any:
     """AFTER `ModelRunner.init_attention_backends`: wrap the late layers of the loaded model."""
-    with startup_time.counted():
+    with startup_time.counted("layers"):
         _wrap(self)
     return result
 
@@ -225,8 +225,10 @@ def _wrap(self: Any) -> None:
         for step in config.steps
     ]
     heads = self.model_config.num_attention_heads // get_parallel().attn_tp_group.world_size
-    self.req_to_token_pool.claa_policy = LivePolicy(self, layers[first], heads, config)
-    warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
+    with startup_time.counted("cost measurement"):
+        self.req_to_token_pool.claa_policy = LivePolicy(self, layers[first], heads, config)
+    with startup_time.counted("kernels"):
+        warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
     stack = LateStack(backend, [layer.forward for layer in layers], convention, boundaries, buffers)
     layers[first].forward = stack.first
     for i in range(first + 1, len(layers)):

@@ -59,18 +59,20 @@ def server_entry(server_args: Any, scheduler_info: dict, slots: Iterable[dict[st
     """The value of `claa`, as JSON values.
 
     `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in the server
-    and in its scheduler. `startup_seconds`: what CLAA added to the start of each. `late_slots`: as above, over all
-    replicas.
+    and in its scheduler. `startup_seconds`: what CLAA added to the start of each; `startup_parts`: on what.
+    `late_slots`: as above, over all replicas.
     """
     from claa_sglang.arguments import config_of
 
     scheduler = scheduler_info.get(KEY) or {}
+    parts = {"server": startup_time.parts(), "scheduler": scheduler.get("startup_seconds", {})}
     rows = {"server": applied_count(), "scheduler": scheduler.get("hooks", 0)}
     return {
         "config": config_of(server_args).to_dict(),
         "hooks": {"ok": all(rows.values()), **rows, "sglang": SUPPORTED_SGLANG},
         "late_slots": _summed(slots),
-        "startup_seconds": {"server": startup_time.seconds(), "scheduler": scheduler.get("startup_seconds", 0.0)},
+        "startup_seconds": {process: round(sum(spent.values()), 3) for process, spent in parts.items()},
+        "startup_parts": parts,
     }
 
 

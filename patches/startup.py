@@ -26,13 +26,13 @@ def report_active(result: dict[str, Any], scheduler: Any) -> dict[str, Any]:
 
 def state_of(server_args: Any) -> dict[str, Any]:
     """What this process serves: `config` (plain JSON), `hooks`, the number of rows applied and verified here, and
-    `startup_seconds`, what that has taken."""
+    `startup_seconds`, what that has taken, by part."""
     from claa_sglang.arguments import config_of
 
     return {
         "config": config_of(server_args).to_dict(),
         "hooks": applied_count(),
-        "startup_seconds": startup_time.seconds(),
+        "startup_seconds": startup_time.parts(),
     }
 
 

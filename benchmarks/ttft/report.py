@@ -190,6 +190,11 @@ def print_record(record: Record, console: Console | None = None) -> None:
         parts = " + ".join(f"{process} {seconds:.2f}" for process, seconds in spent.items())
         verdict = _verdict("seconds", f"at most {targets.OWN_STARTUP:g}", total <= targets.OWN_STARTUP)
         console.print(f"the plugin's own time in a start: {total:.2f} s ({parts}); {verdict}", highlight=False)
+    for process, spent in record.claa.get("startup_parts", {}).items():
+        largest = sorted(spent.items(), key=lambda item: -item[1])
+        console.print(
+            f"  {process}: " + ", ".join(f"{part} {seconds:.2f}" for part, seconds in largest), highlight=False
+        )
     for error in record.errors:
         console.print(f"[red]failed:[/] {escape(error)}", highlight=False)
     if record.stopped:

@@ -260,9 +260,15 @@ def test_the_table_has_every_claim() -> None:
 @pytest.mark.parametrize(("scheduler", "verdict"), [(0.7, "2.00 s"), (0.8, "2.10 s")])
 def test_the_plugins_own_start_is_the_sum_of_its_processes(scheduler: float, verdict: str) -> None:
     out = io.StringIO()
-    made = record(claa={"startup_seconds": {"server": 1.3, "scheduler": scheduler}})
+    made = record(
+        claa={
+            "startup_seconds": {"server": 1.3, "scheduler": scheduler},
+            "startup_parts": {"server": {"flags": 0.1, "imports": 1.2}},
+        }
+    )
     report.print_record(made, Console(file=out, width=160))
     assert f"{verdict} (server 1.30 + scheduler {scheduler:.2f})" in out.getvalue()
+    assert "server: imports 1.20, flags 0.10" in out.getvalue()
     assert ("missed" in out.getvalue()) == (scheduler == 0.8)
 
 
