@@ -12,7 +12,10 @@ import importlib
 import inspect
 import os
 import pkgutil
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -122,7 +125,8 @@ def apply(process: str, hooks: Iterable[Hook] | None = None) -> tuple[Hook, ...]
             HookRegistry._hooks[target] = []
             for kind, fn, source in entries:
                 HookRegistry.register(target, fn, kind, source=source)
-        HookRegistry.apply_hooks()
+        with _one_walk():
+            HookRegistry.apply_hooks()
     finally:
         for target, before in others.items():
             HookRegistry._hooks[target] = before + HookRegistry._hooks[target]
@@ -134,6 +138,33 @@ def apply(process: str, hooks: Iterable[Hook] | None = None) -> tuple[Hook, ...]
         )
     _applied[os.getpid()] = len(rows)
     return rows
+
+
+@contextmanager
+def _one_walk() -> Iterator[None]:
+    """Inside, names that other modules imported are not replaced hook by hook; afterwards all are, in one walk.
+
+    The registry looks for them in every name of every module, for each hook again: over a second of a start.
+    """
+    from sglang.srt.plugins import hook_registry
+
+    replaced: dict[int, tuple[Any, Any, Any]] = {}
+
+    def remember(original: Any, wrapped: Any, source: Any) -> int:
+        replaced.setdefault(id(original), (original, wrapped, source))
+        return 0
+
+    walk, hook_registry._propagate_patch = hook_registry._propagate_patch, remember
+    try:
+        yield
+    finally:
+        hook_registry._propagate_patch = walk
+    for module in list(sys.modules.values()):
+        if isinstance(module, types.ModuleType):
+            for name, value in list(vars(module).items()):
+                _, wrapped, source = replaced.get(id(value), (None, None, module))
+                if module is not source:
+                    setattr(module, name, wrapped)
 
 
 _applied: dict[int, int] = {}
