@@ -94,7 +94,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.eval_quality", description=__doc__.splitlines()[0])
     parser.add_argument("prompts", type=Path, help="JSONL of `claa-sglang tasks`, or your own; may be .xz or .gz")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--url", help="of a running server with --enable-claa")
+    where.add_argument("--url", nargs="+", help="of running servers with --enable-claa, alike")
     where.add_argument("--engine", metavar="MODEL", help="start an engine with this model")
     parser.add_argument("--profile", help="--claa-profile of the engine")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="more options of the engine, as JSON")

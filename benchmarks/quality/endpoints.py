@@ -1,8 +1,9 @@
-"""Where prompts are sent: an SGLang engine of this process, or a running server."""
+"""Where prompts are sent: an SGLang engine of this process, or running servers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -73,19 +74,32 @@ class EngineEndpoint:
 
 
 class UrlEndpoint:
-    """A running server, asked over HTTP from so many threads."""
+    """Running servers that are alike, asked over HTTP from so many threads.
 
-    def __init__(self, url: str, in_flight: int):
-        self.url = url.rstrip("/")
-        self.device = str(self.info().get("device", "unknown"))
+    A prompt goes to the same server every time, which has it in its prefix cache. Raises ValueError for servers that
+    are not alike or serve no CLAA.
+    """
+
+    def __init__(self, urls: Sequence[str], in_flight: int):
+        self.urls = [url.rstrip("/") for url in urls]
+        infos = [self._info(url) for url in self.urls]
+        self.device = str(infos[0].get("device", "unknown"))
+        if len({json.dumps((info["model_path"], info["claa"]["config"])) for info in infos}) > 1:
+            raise ValueError(f"{', '.join(self.urls)} differ in model or CLAA's configuration: give servers alike")
         self._threads = ThreadPoolExecutor(in_flight)
         self._session = requests.Session()
         self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=in_flight))
 
     def info(self) -> dict[str, Any]:
-        answer = requests.get(f"{self.url}/server_info", timeout=TIMEOUT)
+        return self._info(self.urls[0])
+
+    def _info(self, url: str) -> dict[str, Any]:
+        answer = requests.get(f"{url}/server_info", timeout=TIMEOUT)
         answer.raise_for_status()
-        return answer.json()
+        info = answer.json()
+        if "claa" not in info:
+            raise ValueError(f"{url} serves no CLAA: start it with --enable-claa")
+        return info
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
@@ -94,13 +108,15 @@ class UrlEndpoint:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._post, request)
 
     def _post(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self._session.post(f"{self.url}/generate", json=request, timeout=TIMEOUT)
+        url = self.urls[hash(tuple(request["input_ids"])) % len(self.urls)]
+        answer = self._session.post(f"{url}/generate", json=request, timeout=TIMEOUT)
         if answer.status_code != 200:
             raise RuntimeError(f"/generate: HTTP {answer.status_code}: {answer.text}")
         return answer.json()
 
     def flush(self) -> None:
-        requests.post(f"{self.url}/flush_cache", timeout=TIMEOUT).raise_for_status()
+        for url in self.urls:
+            requests.post(f"{url}/flush_cache", timeout=TIMEOUT).raise_for_status()
 
     def close(self) -> None:
         self._threads.shutdown()

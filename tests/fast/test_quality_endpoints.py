@@ -1,0 +1,86 @@
+"""Which server a prompt is sent to; the servers here only count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from benchmarks.quality.endpoints import UrlEndpoint, request_body
+
+
+@contextmanager
+def counting(info: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+    """A server with this /server_info; yields its URL and the prompts it was sent."""
+    seen: list[tuple[int, ...]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, value: Any) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self._answer(info)
+
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append(tuple(request["input_ids"]))
+            self._answer({"text": "7", "meta_info": {}})
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def info(window: int = 8) -> dict[str, Any]:
+    return {"model_path": "m", "device": "cpu", "claa": {"config": {"window": window}}}
+
+
+def test_a_prompt_goes_to_the_server_that_has_it_cached() -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(counting(info())) for _ in range(2)]
+        endpoint = UrlEndpoint([url for url, _ in servers], in_flight=4)
+        prompts = [[n, n + 1] for n in range(40)]
+
+        async def ask() -> None:
+            for prompt in prompts * 3:
+                assert (await endpoint.ask(request_body(prompt, {}, 1)))["text"] == "7"
+
+        endpoint.run(ask())
+        endpoint.close()
+        (_, first), (_, second) = servers
+        assert sorted(first + second) == sorted(tuple(prompt) for prompt in prompts * 3)
+        assert len(set(first)) > 5 and len(set(second)) > 5 and not set(first) & set(second)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"), [(info(window=16), "give servers alike"), ({"model_path": "m"}, "--enable-claa")]
+)
+def test_servers_must_be_alike_and_serve_claa(other: dict[str, Any], reason: str) -> None:
+    with counting(info()) as (ours, _), counting(other) as (theirs, _), pytest.raises(ValueError, match=reason):
+        UrlEndpoint([ours, theirs], in_flight=1)
+
+
+def test_the_loop_is_the_endpoints_own() -> None:
+    with counting(info()) as (url, seen):
+        endpoint = UrlEndpoint([url + "/"], in_flight=1)
+        assert endpoint.run(asyncio.sleep(0, "done")) == "done" and endpoint.device == "cpu" and not seen
+        endpoint.close()
