@@ -24,14 +24,16 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """`ours` minus `other` in one measure, over the same prompts.
+    """`ours` minus `other` over the same prompts.
 
     Attributes:
+        measure: of `measures.Measures`.
         mean: of each prompt's mean over the candidate layers. worst: of each prompt's lowest value over them.
-        gap_closed: (ours - other) / (best - other) of the means, in 1: what is won of what could be won. None where
-            the best ranking there is wins nothing over `other`.
+        gap_closed: (ours - other) / (best - other) of the means: what is won of what could be won. None where the best
+            ranking there is wins nothing over `other`.
     """
 
+    measure: str
     ours: str
     other: str
     mean: Interval
@@ -40,26 +42,27 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differences(
-    values: Mapping[str, np.ndarray], ours: str, others: Sequence[str], best: np.ndarray
+    measure: str, values: Mapping[str, np.ndarray], ours: str, others: Sequence[str], best: np.ndarray
 ) -> list[Difference]:
-    """`ours` against each of `others`.
+    """`ours` against each of `others` in one measure.
 
-    values: by ranker, fp64 [prompts, candidate layers], of one measure. best: the same of the best ranking there is.
+    values: by ranker, fp64 [prompts, candidate layers]. best: the same of the best ranking there is.
     """
     return [
         Difference(
+            measure=measure,
             ours=ours,
             other=other,
-            mean=_paired(values[ours].mean(axis=1) - values[other].mean(axis=1)),
-            worst=_paired(values[ours].min(axis=1) - values[other].min(axis=1)),
+            mean=paired(values[ours].mean(axis=1) - values[other].mean(axis=1)),
+            worst=paired(values[ours].min(axis=1) - values[other].min(axis=1)),
             gap_closed=_gap(*(kind.mean(axis=1) for kind in (values[ours], values[other], best))),
         )
         for other in others
     ]
 
 
-def _paired(change: np.ndarray) -> Interval:
-    """Student's t over prompts; fp64 [prompts], two or more."""
+def paired(change: np.ndarray) -> Interval:
+    """Mean of paired differences with Student's t over prompts; fp64 [prompts], two or more."""
     mean, error = float(change.mean()), float(stats.sem(change))
     half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, change.size - 1))
     return Interval(mean=mean, low=mean - half, high=mean + half)

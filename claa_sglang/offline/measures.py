@@ -23,16 +23,19 @@ class Measures(NamedTuple):
             of it is decided by tokens that nobody keeps.
         recall: of the tokens before the window that the oracle keeps at the budget, the share that the ranking keeps.
         mass: share of the oracle's total importance (all N tokens) that lies on kept tokens, the window's included.
+        answer: share of `needed` tokens that are kept; NaN where none are known.
     """
 
     rho: np.ndarray
     recall: np.ndarray
     mass: np.ndarray
+    answer: np.ndarray
 
 
-def measure(study: PromptStudy, rankings: Tensor, keep_rate: float) -> Measures:
+def measure(study: PromptStudy, rankings: Tensor, keep_rate: float, needed: Tensor | None = None) -> Measures:
     """Compare rankings, fp32 [R, N-W], with the oracle of the same prompt, at a budget of keep_rate * N tokens.
 
+    needed: bool [N], the tokens of the prompt that the answer repeats (`samples.Sample.used`), if they are known.
     NaN in a ranking counts as -inf, as in `select`. Raises CaptureError where the budget is the window alone.
     """
     oracle, window, tokens = study.oracle, study.window, study.tokens
@@ -45,9 +48,11 @@ def measure(study: PromptStudy, rankings: Tensor, keep_rate: float) -> Measures:
     before = oracle[: tokens - window]
     best = select(before, tokens, kept, window)[: kept - window]
     ours = torch.stack([select(ranking, tokens, kept, window) for ranking in rankings])  # [R, kept], the window last
+    repeated = torch.zeros(tokens) if needed is None else needed.double()
     ranked = rankings.masked_fill(rankings.isnan(), -torch.inf).numpy()
     return Measures(
         rho=stats.spearmanrho(ranked, before.numpy()[None], axis=-1).statistic,
         recall=torch.isin(ours[:, : kept - window], best).double().mean(dim=1).numpy(),
         mass=(oracle.double()[ours].sum(dim=1) / oracle.double().sum()).numpy(),
+        answer=(repeated[ours].sum(dim=1) / repeated.sum()).numpy(),  # 0 / 0 is NaN
     )

@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     given: list[dict[str, Tensor]] = [{} for _ in prompts]
     if draft is not None:
         given = _look_ahead(draft, tokenizer, prompts, args.studies)
-    rows = zip(studies, prompts, given, strict=True)
+    needed = [_needed(prompt, study, tokenizer) for prompt, study in zip(prompts, studies, strict=True)]
+    rows = zip(studies, prompts, given, needed, strict=True)
     report = rank_report.build(
-        [rank_report.Studied(made, prompt.source, elsewhere) for made, prompt, elsewhere in rows],
+        [rank_report.Studied(made, prompt.source, elsewhere, repeated) for made, prompt, elsewhere, repeated in rows],
         args.rankers,
         keep_rate=args.keep_rate,
         scored=args.score_layers,
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     report = msgspec.structs.replace(report, versions=versions)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "rank-report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    (args.out / "rank-report.json").write_bytes(msgspec.json.encode(report) + b"\n")
     rank_plot.plot(report, args.out / "rank-report.png")
     _write_rankings(args.out, prompts, studies, given)
     console = Console()
@@ -67,6 +68,15 @@ def run(args: argparse.Namespace) -> int:
         console.print(table)
     console.print(f"{args.out}/rank-report.json, {args.out}/rank-report.png", soft_wrap=True)
     return 0
+
+
+def _needed(prompt: Prompt, study: PromptStudy, tokenizer: Any) -> Tensor | None:
+    """Tokens of the prompt that the model's own right answer repeats, bool [N]; None where that is not known."""
+    from claa_sglang.offline.samples import sample
+
+    if not prompt.needles:
+        return None
+    return sample(prompt, tokenizer).used(tokenizer.decode(study.answer))
 
 
 def _write_rankings(

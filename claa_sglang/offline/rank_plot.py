@@ -11,6 +11,7 @@ _LABELS = {
     "rho": "Spearman's rho with the oracle",
     "recall": "recall of the oracle's tokens",
     "mass": "oracle mass kept",
+    "answer": "kept of what the answer repeats",
 }
 
 
@@ -19,9 +20,10 @@ def plot(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    measures = [measure for measure in MEASURES if measure in report.rankers[0].curves]
+    figure = Figure(figsize=(5 * len(measures), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+    for axes, measure in zip(figure.subplots(1, len(measures)), measures, strict=True):
         for index, row in enumerate(report.rankers):
             curve = row.curves[measure]
             flat = min(curve.mean) == max(curve.mean)

@@ -55,7 +55,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
-    """One ranker: its name, how many layers it was given, and a curve per measure."""
+    """One ranker: its name, how many layers it was given, and a curve per measure that is known of two prompts."""
 
     ranker: str
     scored: int
@@ -70,7 +70,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         prompts: how many, by source of text.
         rankers: over all prompts. by_source: the same over the prompts of each source, where there are several.
         ablation: CLAA's variants, over all prompts.
-        differences: CLAA's oracle mass against each other ranker's. effects: against CLAA with one thing changed.
+        differences: CLAA against each other ranker, in mass and answer. effects: against CLAA with one thing changed.
     """
 
     model: str
@@ -91,11 +91,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Studied(msgspec.Struct, frozen=True):
-    """A studied prompt with the source of its text, and rankings of it made elsewhere, fp32 [N], by name."""
+    """A studied prompt with the source of its text.
+
+    given: rankings of it made elsewhere, fp32 [N], by name. needed: as `measures.measure` takes it.
+    """
 
     study: PromptStudy
     source: str
     given: dict[str, Tensor] = {}
+    needed: Tensor | None = None
 
 
 def build(
@@ -124,8 +128,8 @@ def build(
         elsewhere = {
             name: (rankers.Given(ranking=ranking[: study.tokens - window]), 1) for name, ranking in given.items()
         }
-        of_rankers.append(_measure_all(study, chosen | elsewhere, keep_rate))
-        of_variants.append(_measure_all(study, variants, keep_rate))
+        of_rankers.append(_measure_all(prompt, chosen | elsewhere, keep_rate))
+        of_variants.append(_measure_all(prompt, variants, keep_rate))
 
     sources = [prompt.source for prompt in prompts]
     span = (first.layers // 4, first.layers - 2)
@@ -170,13 +174,14 @@ def _one_change(scored: int) -> list[str]:
     return [*layers, *(f"n={scored} claa:{switch}" for switch in ("zscore=off", "heads=sum", "pool=after"))]
 
 
-def _measure_all(study: PromptStudy, entries: Mapping[str, _Entry], keep_rate: float) -> _Measured:
+def _measure_all(prompt: Studied, entries: Mapping[str, _Entry], keep_rate: float) -> _Measured:
     measured: _Measured = {}
+    study = prompt.study
     for name, (ranker, scored) in entries.items():
         # Rankings that look at no layer are the same at every layer.
         layers = [study.layers - 1] if ranker.statistic == "nothing" else list(range(study.layers))
         rankings = [study.rank(ranker, range(max(0, layer - scored + 1), layer + 1)) for layer in layers]
-        values = np.stack(measure(study, torch.stack(rankings), keep_rate))
+        values = np.stack(measure(study, torch.stack(rankings), keep_rate, prompt.needed))
         measured[name] = (scored, np.broadcast_to(values, (len(MEASURES), study.layers)))
     return measured
 
@@ -185,7 +190,8 @@ def _summarised(prompts: Sequence[_Measured], span: tuple[int, int]) -> list[Ran
     result = []
     for name, (scored, _) in prompts[0].items():
         values = np.stack([prompt[name][1] for prompt in prompts])  # [prompts, measures, L]
-        curves = {measure: _curve(values[:, index], span) for index, measure in enumerate(MEASURES)}
+        known = [(name, _known(values[:, index])) for index, name in enumerate(MEASURES)]
+        curves = {measure: _curve(of, span) for measure, of in known if len(of) > 1}
         result.append(Ranked(ranker=name, scored=scored, curves=curves))
     return result
 
@@ -193,16 +199,25 @@ def _summarised(prompts: Sequence[_Measured], span: tuple[int, int]) -> list[Ran
 def _against(
     ours: str, others: Sequence[str], measured: Sequence[_Measured], best: Sequence[_Measured], span: tuple[int, int]
 ) -> list[Difference]:
-    """`ours` against `others` in oracle mass over the candidate layers; nothing if `ours` was not asked for."""
+    """`ours` against `others` in mass and answer over the candidate layers; nothing if `ours` was not asked for."""
+    found: list[Difference] = []
     if ours not in measured[0]:
-        return []
+        return found
 
-    def mass(prompts: Sequence[_Measured], name: str) -> np.ndarray:
-        index = MEASURES.index("mass")
-        return np.stack([prompt[name][1][index, span[0] : span[1] + 1] for prompt in prompts])
+    for kind in ("mass", "answer"):
 
-    values = {name: mass(measured, name) for name in (ours, *others)}
-    return differences(values, ours, [name for name in others if name != ours], mass(best, ORACLE))
+        def of(prompts: Sequence[_Measured], name: str, index: int = MEASURES.index(kind)) -> np.ndarray:
+            return _known(np.stack([prompt[name][1][index, span[0] : span[1] + 1] for prompt in prompts]))
+
+        values = {name: of(measured, name) for name in (ours, *others)}
+        if len(values[ours]) > 1:
+            found += differences(kind, values, ours, [name for name in others if name != ours], of(best, ORACLE))
+    return found
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    """The prompts, fp64 [prompts, layers], of which the measure is known."""
+    return values[~np.isnan(values).any(axis=1)]
 
 
 def _curve(values: np.ndarray, span: tuple[int, int]) -> Curve:

@@ -14,6 +14,7 @@ _TITLES = {
     "rho": "Spearman's rho with the oracle",
     "recall": "Recall of the oracle's tokens at the budget",
     "mass": "Oracle mass kept",
+    "answer": "Tokens kept that the right answer repeats",
 }
 
 
@@ -29,7 +30,8 @@ def heading(report: Report) -> str:
 def tables(report: Report) -> Iterator[Table]:
     """All rankers by each measure, the sources of text side by side where there are several, and the ablation."""
     for measure, title in _TITLES.items():
-        yield _over_layers(title, report.rankers, measure)
+        if measure in report.rankers[0].curves:
+            yield _over_layers(title, report.rankers, measure)
     if report.by_source:
         yield _by_source(report)
     yield _over_layers(
@@ -37,12 +39,10 @@ def tables(report: Report) -> Iterator[Table]:
         report.ablation,
         "mass",
     )
-    for title, rows in (
-        ("Oracle mass, CLAA minus other rankers", report.differences),
-        ("Oracle mass, CLAA minus itself with one thing changed", report.effects),
-    ):
-        if rows:
-            yield _paired(title, rows)
+    for title, rows in (("other rankers", report.differences), ("itself with one thing changed", report.effects)):
+        for measure in dict.fromkeys(row.measure for row in rows):
+            named = [row for row in rows if row.measure == measure]
+            yield _paired(f"{_TITLES[measure]}: CLAA minus {title}", named)
 
 
 def _over_layers(title: str, rows: Sequence[Ranked], measure: str) -> Table:
@@ -57,26 +57,27 @@ def _over_layers(title: str, rows: Sequence[Ranked], measure: str) -> Table:
 
 
 def _paired(title: str, rows: Sequence[Difference]) -> Table:
-    table = _table(f"{title}: paired over prompts, 95 % intervals")
+    table = _table(f"{title} (95 %, paired)")
     for head in ("mean over layers", "worst layer", "gap closed"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        gap = "-" if row.gap_closed is None else _interval(row.gap_closed, ".2f")
-        table.add_row(row.other, _interval(row.mean, "+.3f"), _interval(row.worst, "+.3f"), gap)
+        gap = row.gap_closed
+        closed = "-" if gap is None else f"{gap.mean:.2f} [{gap.low:.2f}, {gap.high:.2f}]"
+        table.add_row(row.other, _symmetric(row.mean), _symmetric(row.worst), closed)
     return table
 
 
-def _interval(value: Interval, spec: str) -> str:
-    return f"{value.mean:{spec}} [{value.low:{spec}}, {value.high:{spec}}]"
+def _symmetric(value: Interval) -> str:
+    return f"{value.mean:+.3f} ± {value.high - value.mean:.3f}"
 
 
 def _by_source(report: Report) -> Table:
-    table = _table("Oracle mass kept by source of text: mean ± se, worst layer")
+    table = _table("Oracle mass kept by source of text: mean / worst layer")
     for source in report.by_source:
         table.add_column(f"{source} ({report.prompts[source]})", justify="right", no_wrap=True)
     for index, row in enumerate(report.rankers):
         summaries = [ranked[index].curves["mass"].summary for ranked in report.by_source.values()]
-        cells = [f"{s.mean:.3f} ± {s.standard_error:.3f}, {s.worst:.3f} @{s.worst_layer}" for s in summaries]
+        cells = [f"{s.mean:.3f} / {s.worst:.3f}" for s in summaries]
         table.add_row(row.ranker, *cells)
     return table
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from claa_sglang.offline.calibrate.prompts import Needle, Sample
 from claa_sglang.offline.records import Subject
+from claa_sglang.offline.samples import Needle, Sample
 from claa_sglang.offline.study import PromptStudy
 from claa_sglang.tasks.record import Prompt
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from rich.console import Console
 
 from claa_sglang import cli, ranking
 from claa_sglang.config import ConfigError, PruneStep
 from claa_sglang.cost import Constants
 from claa_sglang.flags import ClaaFlags, resolve
-from claa_sglang.offline.calibrate import command, criteria, profile
+from claa_sglang.offline.calibrate import command, criteria, profile, report
 from claa_sglang.offline.calibrate.criteria import lower_bound, measured
+from claa_sglang.offline.calibrate.default import default_choice, rivals
 from claa_sglang.offline.calibrate.evidence import RANKER, gather
 from claa_sglang.offline.calibrate.held_out import TRIES, Verdict, promising, require_one, verdicts
 from claa_sglang.offline.calibrate.price import Price
@@ -141,6 +144,43 @@ def test_the_frontier_leaves_out_what_a_cheaper_choice_equals() -> None:
         [one(0.9, 0.7), one(0.5, 0.6), one(0.7, 0.6), one(0.5, 0.5), one(0.8, 0.9)], lambda c: float(c.mass)
     )
     assert [(c.share, round(float(c.mass), 1)) for c in found] == [(0.5, 0.6), (0.8, 0.9)]
+
+
+# --- against the default
+
+
+def test_the_default_is_what_a_server_without_a_profile_runs() -> None:
+    studied = make({5: 1.0})
+    default = default_choice(studied.evidence, PRICE)
+    assert default.steps == resolve(ClaaFlags(), num_layers=LAYERS).steps
+    (step,) = default.steps
+    assert (step.prune_layer, step.keep_rate, step.score_layers) == (5, 0.2, (2, 3, 4, 5))
+    assert default.share == pytest.approx((6 + 6 * 0.2) / 12)
+    again = kept_by(default.steps, studied, estimated)
+    assert torch.equal(again.mass[0], default.mass) and torch.equal(again.recall[0], default.recall)
+
+
+def test_rivals_are_no_slower_or_keep_no_less() -> None:
+    studied = make({3: 1.0})
+    default = default_choice(studied.evidence, PRICE)
+    candidates = chosen(studied)
+    best, fastest = rivals(default, candidates, TARGET)
+    assert best.choice.share <= default.share and best.choice.recall.nanmean() == 1
+    assert fastest.choice.share < default.share  # layer 3 suffices, two layers earlier
+    assert measured(fastest.choice.kept).mass.mean >= measured(default.kept).mass.mean
+    assert rivals(default, [c for c in candidates if c.share > default.share], TARGET)[0].why == fastest.why
+
+
+def test_gains_over_the_default_are_paired() -> None:
+    studied = make({3: 1.0})
+    default = default_choice(studied.evidence, PRICE)
+    console = Console(width=120, file=io.StringIO())
+    found = rivals(default, chosen(studied), TARGET)
+    console.print(report.against_default(default, found, lambda one: kept_by(one.steps, studied, estimated)))
+    text = console.file.getvalue()
+    assert "fastest, no less kept" in text and "±" in text and "default" in text
+    assert report.gain(torch.tensor([1.0, 0.5, torch.nan]), torch.tensor([0.5, 0.0, 1.0])) == "+0.50 ± 0.00"
+    assert report.gain(torch.tensor([1.0, torch.nan]), torch.tensor([0.5, 0.0])) == "not known"
 
 
 # --- held out

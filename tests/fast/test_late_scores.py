@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from claa_sglang.offline.calibrate.late_scores import late_window_mass
-from claa_sglang.offline.calibrate.prompts import sample
+from claa_sglang.offline.samples import sample
 from claa_sglang.offline.study import study
 from claa_sglang.tasks.record import Message, Prompt
 from tests import tiny_models

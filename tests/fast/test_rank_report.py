@@ -70,6 +70,16 @@ def test_measures_by_hand() -> None:
     assert got.rho[0] == pytest.approx(products / math.sqrt(norms))
 
 
+def test_what_the_answer_repeats_is_counted_where_it_is_known() -> None:
+    oracle = torch.rand(12)
+    ranking = torch.arange(8.0, 0, -1)
+    needed = torch.zeros(12, dtype=torch.bool)
+    needed[[0, 5, 9]] = True  # 0 is ranked first, 5 is lost, 9 is in the window
+    assert measure(_study(oracle), ranking[None], 0.5, needed).answer == pytest.approx([2 / 3])
+    for unknown in (None, torch.zeros(12, dtype=torch.bool)):
+        assert math.isnan(measure(_study(oracle), ranking[None], 0.5, unknown).answer[0])
+
+
 def test_the_oracle_itself_is_the_best_there_is() -> None:
     oracle = torch.rand(RANKED + WINDOW)
     study = _study(oracle)
@@ -83,7 +93,7 @@ def test_nan_in_a_ranking_is_the_last_choice() -> None:
     oracle = torch.rand(RANKED + WINDOW)
     ranking = oracle[:RANKED].clone()
     ranking[ranking.argmin()] = math.nan
-    got = measure(_study(oracle), torch.stack((ranking, oracle[:RANKED])), 0.3)
+    got = measure(_study(oracle), torch.stack((ranking, oracle[:RANKED])), 0.3, needed=oracle > 0.6)
     assert all(values[0] == values[1] for values in got)
 
 
@@ -142,6 +152,21 @@ def test_claa_is_held_against_the_others_and_itself_prompt_by_prompt() -> None:
     assert rank_report.build(_studies(), ["uniform"], keep_rate=0.25, scored=4).differences == []
 
 
+def test_answers_are_measured_over_the_prompts_that_name_them() -> None:
+    needed = torch.zeros(RANKED + WINDOW, dtype=torch.bool)
+    needed[10:14] = True
+    studies = _studies()
+    some = [msgspec.structs.replace(s, needed=needed if i != 1 else None) for i, s in enumerate(studies)]
+    report = rank_report.build(some, ["claa", "fastkv"], keep_rate=0.25, scored=2)
+    own = [measure(s.study, s.study.rank(rankers.FastKV(), [5])[None], 0.25, needed).answer[0] for s in studies]
+    row = {row.ranker: row for row in report.rankers}["fastkv"]
+    assert row.curves["answer"].mean[5] == pytest.approx((own[0] + own[2] + own[3]) / 3)
+    assert [d.measure for d in report.differences] == ["mass", "mass", "answer", "answer"]
+    one = [msgspec.structs.replace(s, needed=needed if i == 1 else None) for i, s in enumerate(studies)]
+    report = rank_report.build(one, ["claa"], keep_rate=0.25, scored=2)
+    assert "answer" not in report.rankers[0].curves and {d.measure for d in report.effects} == {"mass"}
+
+
 def test_an_unusual_n_is_ablated_too() -> None:
     report = rank_report.build(_studies(), ["claa"], keep_rate=0.25, scored=3)
     assert len(report.ablation) == 21 and report.effects[0].ours == "n=3 claa"
@@ -170,7 +195,9 @@ def test_the_tables_and_the_plot_show_the_report(tmp_path: Path) -> None:
     summary = report.rankers[0].curves["mass"].summary
     assert f"{summary.mean:.3f} ± {summary.standard_error:.3f}" in text
     assert f"{summary.worst:.3f} @{summary.worst_layer}" in text
-    assert "n=8 claa:zscore=off,heads=sum" in text and "prose (2)" in text
+    assert "n=8 claa:zscore=off,heads=sum" in text and "prose (2)" in text and "…" not in text
+    effect = report.effects[-1].mean
+    assert f"{effect.mean:+.3f} ± {effect.high - effect.mean:.3f}" in text
     rank_plot.plot(report, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -14,6 +14,7 @@ from claa_sglang.cost import Constants
 from claa_sglang.offline.calibrate import profile, report
 from claa_sglang.offline.calibrate.command import PROMPT_TOKENS
 from claa_sglang.offline.calibrate.criteria import measured
+from claa_sglang.offline.calibrate.default import default_choice, rivals
 from claa_sglang.offline.calibrate.evidence import Kept
 from claa_sglang.offline.calibrate.held_out import Verdict, promising, require_one, verdicts
 from claa_sglang.offline.calibrate.price import Price, measured_constants
@@ -46,6 +47,8 @@ def calibrate(args: argparse.Namespace) -> Profile:
 
     console.print(report.grid(f"chosen on {calibrated.name}", one, lambda candidate: candidate.kept, target))
     console.print(report.grid(f"the same on held-out {everything_else.name}", one, on_held_out, target))
+    default = default_choice(calibrated.evidence, price)
+    console.print(report.against_default(default, rivals(default, [*one, *two], target), on_held_out))
     if two:
         console.print(report.steps_at_equal_cost(one, two, on_held_out, target))
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from claa_sglang.offline.calibrate.criteria import Interval, Measured, margins, measured
+from claa_sglang.offline.calibrate.default import Rival
 from claa_sglang.offline.calibrate.evidence import Kept
 from claa_sglang.offline.calibrate.held_out import Verdict, margin
 from claa_sglang.offline.calibrate.search import Candidate
 from claa_sglang.offline.calibrate.target import Target
+from claa_sglang.offline.differences import paired
 
 SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
@@ -74,6 +78,33 @@ def steps_at_equal_cost(
             cells += [f"{best}: {_means(best.kept)}", _means(kept(best))]
         table.add_row(f"{share:.2f}", *cells)
     return table
+
+
+def against_default(default: Candidate, rivals: Sequence[Rival], kept: Judge) -> Table:
+    """What choices gain over the default on held-out text, as paired differences with 95 % intervals."""
+    table = Table(title="against the default, on held-out text", title_justify="left", show_lines=True)
+    for column in ("", "schedule", "predicted TTFT", "oracle mass", "answer tokens"):
+        table.add_column(column)
+    before = kept(default)
+    table.add_row("default", str(default), f"{default.share:.3f}", *_means(before).split(" / "))
+    for rival in rivals:
+        after = kept(rival.choice)
+        cells = [
+            f"{float(now.nanmean()):.2f} ({gain(now, then)})"
+            for now, then in ((after.mass[0], before.mass[0]), (after.recall[0], before.recall[0]))
+        ]
+        table.add_row(rival.why, str(rival.choice), f"{rival.choice.share:.3f}", *cells)
+    return table
+
+
+def gain(now: Tensor, then: Tensor) -> str:
+    """fp32 [P] each; prompts of which it is not known are left out."""
+    change = (now - then).double().numpy()
+    known = change[~np.isnan(change)]
+    if known.size < 2:
+        return "not known"
+    found = paired(known)
+    return f"{found.mean:+.2f} ± {found.high - found.mean:.2f}"
 
 
 def say(console: Console, verdict: Verdict) -> None:

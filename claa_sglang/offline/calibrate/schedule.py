@@ -15,8 +15,8 @@ from torch import Tensor
 from claa_sglang.config import PruneStep
 from claa_sglang.offline.calibrate.evidence import Kept, fold
 from claa_sglang.offline.calibrate.late_scores import late_window_mass
-from claa_sglang.offline.calibrate.prompts import Sample
 from claa_sglang.offline.calibrate.studied import Studied
+from claa_sglang.offline.samples import Sample
 from claa_sglang.offline.study import PromptStudy
 
 # Of a prompt, the tokens that a first step kept and its layer, and the last layer scored after it: fp32 [L, kept], -inf

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from claa_sglang.offline.calibrate.evidence import Evidence, gather
-from claa_sglang.offline.calibrate.prompts import Sample, sample
 from claa_sglang.offline.calibrate.target import CalibrationError
+from claa_sglang.offline.samples import Sample, sample
 from claa_sglang.offline.study import PromptStudy, load_or_study, study
 from claa_sglang.tasks.record import Prompt
 

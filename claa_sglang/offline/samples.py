@@ -1,4 +1,4 @@
-"""Prompts of a calibration as token ids, with the tokens that must not be lost where the prompt names them."""
+"""Prompts as token ids, with the tokens that must not be lost where the prompt names them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# The runs behind benchmarks/results on one H200: bash benchmarks/h200.sh OUT PART... (parts: see the end).
+# A part takes 4 to 10 minutes, writes its JSON to OUT and leaves nothing running.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+OUT=$1
+shift
+mkdir -p "$OUT"
+MODEL=${MODEL:-.cache/models/smollm2-135m-instruct} # `make model`
+PROMPTS=${PROMPTS:-$OUT/prompts.jsonl.xz}           # made if it is not there
+SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
+TTFT=(python3 -m benchmarks.bench_ttft --shape llama-3.1-8b)
+
+ttft() { "${TTFT[@]}" --scenarios cold second-turn burst shared-prefix mixed --out "$OUT/ttft_h200.json"; }
+
+dense() {
+    "${TTFT[@]}" --control --scenarios cold dense growing-chat --lengths 10240 --dense-lengths 512 10240 32768 \
+        --budget-seconds 400 --out "$OUT/dense_h200.json"
+}
+
+decode() { # 64K fits on one GPU for one engine at a time
+    "${TTFT[@]}" --scenarios decode --decode-lengths 32768 --engines stock claa --out "$OUT/decode_32k_h200.json"
+}
+
+decode64() {
+    "${TTFT[@]}" --scenarios decode --decode-lengths 65536 --one-at-a-time --engines stock claa \
+        --out "$OUT/decode_64k_h200.json"
+}
+
+rates() { "${TTFT[@]}" --scenarios rates --out "$OUT/rates_h200.json"; }
+
+backends() { python3 -m benchmarks.backends --out "$OUT/backends_h200.json"; }
+
+schedule() {
+    python3 -m benchmarks.backends --backends fa3 --schedule 15:0.4,23:0.15 --out "$OUT/schedule_h200.json"
+}
+
+kernels() { python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu; }
+
+quality() {
+    [[ -e $PROMPTS ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
+        --sources prose repeated --count 100 --out "$PROMPTS"
+    served profile quality_h200 "--claa-profile claa_sglang/profiles/smollm2-135m-instruct.json" \
+        --rankers claa fastkv uniform gemfilter last-query --time
+}
+
+default() { # what CLAA does without a profile
+    served default quality_default_h200 "" --rankers claa
+}
+
+# NAME FILE FLAGS ARGUMENTS...: servers with these flags, asked by eval_quality with these arguments.
+served() {
+    local name=$1 file=$2 flags=$3 pids=() urls=()
+    shift 3
+    for ((i = 0; i < SERVERS; i++)); do
+        # shellcheck disable=SC2086
+        setsid python3 -m sglang.launch_server --model-path "$MODEL" --port $((31000 + i)) --enable-claa $flags \
+            --claa-policy always --claa-min-prompt-tokens 0 --max-total-tokens 600000 --mem-fraction-static 0.95 \
+            --chunked-prefill-size 8192 --max-running-requests 256 --skip-server-warmup \
+            --sleep-on-idle --log-level error >"$OUT/$name.$i.log" 2>&1 &
+        pids+=($!)
+        urls+=("http://127.0.0.1:$((31000 + i))")
+    done
+    for ((i = 0; i < SERVERS; i++)); do
+        until python3 -c "import sys, urllib.request as u; u.urlopen('${urls[i]}/health', timeout=5)" 2>/dev/null; do
+            kill -0 "${pids[i]}" 2>/dev/null || { tail -30 "$OUT/$name.$i.log"; break 2; }
+            sleep 2
+        done
+    done
+    python3 -m benchmarks.eval_quality "$PROMPTS" --url "${urls[@]}" --in-flight $((128 * SERVERS)) \
+        --keep-rates 0.1 0.2 0.4 --kl-prompts 25 --seconds "${SECONDS_FOR_QUALITY:-480}" --out "$OUT/$file.json" "$@"
+    for pid in "${pids[@]}"; do kill -9 -- "-$pid"; done
+}
+
+for part in "$@"; do
+    case $part in
+    ttft | dense | decode | decode64 | rates | backends | schedule | kernels | quality | default)
+        echo "== $part, $(date +%T)"
+        $part || echo "== $part: exit status $?"
+        ;;
+    *)
+        echo "no part $part: ttft dense decode decode64 rates backends schedule kernels quality default" >&2
+        exit 2
+        ;;
+    esac
+done
