@@ -40,5 +40,5 @@ def plot(report: Report, path: Path) -> None:
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.suptitle(rank_table.heading(report))
+    figure.suptitle(rank_table.heading(report).partition(" (")[0])
     figure.savefig(path, dpi=130)

@@ -35,6 +35,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         mean: over prompts and layers. standard_error: of that mean, over prompts (each prompt's mean over layers).
         worst_layer, worst: the layer whose mean over prompts is lowest, and that mean.
         spread: standard deviation over layers of the mean over prompts: how much the choice of the layer matters.
+        step: mean change, either way, from one candidate layer to the next: how much a layer off by one matters.
         half_depth: mean over prompts at the default prune layer, L // 2 - 1.
     """
 
@@ -43,6 +44,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     worst_layer: int
     worst: float
     spread: float
+    step: float
     half_depth: float
 
 
@@ -231,6 +233,7 @@ def _curve(values: np.ndarray, span: tuple[int, int]) -> Curve:
         worst_layer=worst,
         worst=float(by_layer[worst]),
         spread=float(by_layer[candidates].std()),
+        step=float(np.abs(np.diff(by_layer[candidates])).mean()),
         half_depth=float(by_layer[values.shape[1] // 2 - 1]),
     )
     return Curve(mean=by_layer.tolist(), standard_error=stats.sem(values, axis=0).tolist(), summary=summary)

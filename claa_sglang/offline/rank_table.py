@@ -23,7 +23,8 @@ def heading(report: Report) -> str:
     low, high = report.tokens
     return (
         f"{report.model}: {sum(report.prompts.values())} prompts of {low} to {high} tokens, keep {report.keep_rate}; "
-        f"prune after layer {report.first_layer} to {report.last_layer} of {report.layers}"
+        f"prune after layer {report.first_layer} to {report.last_layer} of {report.layers} "
+        "(step: mean change from one to the next; half: at half depth)"
     )
 
 
@@ -47,12 +48,12 @@ def tables(report: Report) -> Iterator[Table]:
 
 def _over_layers(title: str, rows: Sequence[Ranked], measure: str) -> Table:
     table = _table(title)
-    for head in ("mean ± se", "worst layer", "spread", "half depth"):
+    for head in ("mean ± se", "worst", "spread", "step", "half"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         s = row.curves[measure].summary
         cells = [f"{s.mean:.3f} ± {s.standard_error:.3f}", f"{s.worst:.3f} @{s.worst_layer}"]
-        table.add_row(row.ranker, *cells, f"{s.spread:.3f}", f"{s.half_depth:.3f}")
+        table.add_row(row.ranker, *cells, f"{s.spread:.3f}", f"{s.step:.3f}", f"{s.half_depth:.3f}")
     return table
 
 

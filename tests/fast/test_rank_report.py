@@ -121,6 +121,7 @@ def test_curves_and_summaries_are_means_over_the_right_things() -> None:
     assert (curve.summary.mean, curve.summary.standard_error) == pytest.approx((mean, sem))
     assert curve.summary.worst == min(by_layer[2:7]) == by_layer[curve.summary.worst_layer]
     assert curve.summary.half_depth == pytest.approx(by_layer[3])
+    assert curve.summary.step == pytest.approx(sum(abs(by_layer[i + 1] - by_layer[i]) for i in range(2, 6)) / 4)
     center = sum(by_layer[2:7]) / 5
     assert curve.summary.spread == pytest.approx(math.sqrt(sum((x - center) ** 2 for x in by_layer[2:7]) / 5))
 
