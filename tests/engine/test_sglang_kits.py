@@ -106,10 +106,20 @@ def tiny(tiny_with_tokenizer: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def impatient(tiny_with_tokenizer: Path) -> Iterator[Server]:
-    """As `tiny`, with SGLang's two timeouts, 16 requests at a time, and room for all of them."""
-    timeouts = {"SGLANG_REQ_WAITING_TIMEOUT": "1.5", "SGLANG_REQ_RUNNING_TIMEOUT": "12"}
+    """As `tiny`, with a limit to how long a request may run, and room for all of them."""
     flags = ("--max-running-requests", "16", "--max-total-tokens", "90000")
-    with server(tiny_with_tokenizer, *CLAA, *flags, env=ENV | timeouts) as running:
+    with server(tiny_with_tokenizer, *CLAA, *flags, env=ENV | {"SGLANG_REQ_RUNNING_TIMEOUT": "12"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_with_tokenizer: Path) -> Iterator[Server]:
+    """As `tiny`, one request at a time, with a limit to how long the next may wait.
+
+    A server of its own: on a slow machine who runs would run into the other limit before who waits runs into this one.
+    """
+    timeout = {"SGLANG_REQ_WAITING_TIMEOUT": "1.5"}
+    with server(tiny_with_tokenizer, *CLAA, "--max-running-requests", "1", env=ENV | timeout) as running:
         running.generate(text="The first batch takes longer than anybody would wait.")
         yield running
 
@@ -200,11 +210,16 @@ class TestPause(PauseResumeInPlaceMixin, Kit):
     pause_ignore_eos = True
 
 
-class TestTimeouts(WaitingTimeoutMixin, RunningTimeoutTwoWaveMixin, Kit):
+class TestRunningTimeout(RunningTimeoutTwoWaveMixin, Kit):
     where = "impatient"
-    waiting_timeout_num_requests = 17  # one more than run at a time, as in the kit
-    waiting_timeout_max_new_tokens = 200
     running_timeout_max_new_tokens = 4000
+
+
+class TestWaitingTimeout(WaitingTimeoutMixin, Kit):
+    where = "narrow"
+    waiting_timeout_max_new_tokens = (
+        1500  # seconds of work on any machine, and less than the kit's minute on a slow one
+    )
 
 
 def test_radix_attention(tiny: Server) -> None:
