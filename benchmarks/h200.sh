@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The runs behind benchmarks/results on one H200: bash benchmarks/h200.sh OUT PART... (parts: see the end).
-# A part takes 4 to 10 minutes, writes its JSON to OUT and leaves nothing running.
+# The runs behind benchmarks/results on one H200: bash benchmarks/h200.sh OUT PART... (parts: see PARTS).
+# A part takes some minutes, writes its JSON to OUT and leaves nothing running.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=$1
@@ -69,18 +69,17 @@ served() {
     done
     python3 -m benchmarks.eval_quality "$PROMPTS" --url "${urls[@]}" --in-flight $((128 * SERVERS)) \
         --keep-rates 0.1 0.2 0.4 --kl-prompts 25 --seconds "${SECONDS_FOR_QUALITY:-480}" --out "$OUT/$file.json" "$@"
+    local status=$?
     for pid in "${pids[@]}"; do kill -9 -- "-$pid"; done
+    wait "${pids[@]}" 2>/dev/null # says nothing of the kill
+    return $status
 }
 
+PARTS=" ttft dense decode decode64 rates backends schedule kernels quality default "
 for part in "$@"; do
-    case $part in
-    ttft | dense | decode | decode64 | rates | backends | schedule | kernels | quality | default)
-        echo "== $part, $(date +%T)"
-        $part || echo "== $part: exit status $?"
-        ;;
-    *)
-        echo "no part $part: ttft dense decode decode64 rates backends schedule kernels quality default" >&2
-        exit 2
-        ;;
-    esac
+    [[ $PARTS == *" $part "* ]] || { echo "no part $part; there are:$PARTS" >&2; exit 2; }
+done
+for part in "$@"; do
+    echo "== $part, $(date +%T)"
+    $part || echo "== $part: exit status $?"
 done
