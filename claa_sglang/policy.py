@@ -5,7 +5,8 @@ way now is not always the cheaper way in the end: a conversation that starts pru
 kept history in every turn, where stock pays its new tokens only. So where a pruned prefix is used again, going dense
 once, to be dense and cached from then on, is weighed against going on pruned as often as this prefix is likely to be
 used: at least `EXPECTED_USES` times, and as often as it was used already (the ski-rental rule, which pays at most about
-twice what the best choice in hindsight would have).
+twice what the best choice in hindsight would have). A prompt that nobody has followed up yet is followed up in a share
+`CONTINUED` of cases, and is pruned only if it gains more than that will cost: a chat's short first turn stays dense.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from claa_sglang.plan import kept_counts
 from claa_sglang.prefix_uses import PrefixUses
 
 EXPECTED_USES = 10
+CONTINUED = 0.3  # prior: how many prompts are the beginning of a conversation
 MARGIN = 0.95  # pruned must be expected below this share of dense: estimates are no better than that
 
 
@@ -65,6 +67,12 @@ class Policy:
         estimates = f"pruned {_ms(pruned)}, dense {_ms(dense)} (estimated)"
         if pruned > MARGIN * dense:
             return Choice(False, f"dense is not slower: {estimates}")
+        if not hits.pruned:
+            # What a follow-up would cost more: a little in each of its turns, or this prompt once more, dense.
+            turns = EXPECTED_USES * self._regret(tokens, self._config.window, steps, 1)
+            later = CONTINUED * min(dense, turns)
+            if later > dense - pruned:
+                return Choice(False, f"dense, cached for later: {estimates}, later turns pruned {_ms(later)} more")
         before = uses()
         if hits.pruned:
             expected = max(EXPECTED_USES, before)

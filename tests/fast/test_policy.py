@@ -67,6 +67,14 @@ def test_a_long_cold_prompt_is_pruned(tokens: int) -> None:
     assert world.ways == ["pruned"]
 
 
+@pytest.mark.parametrize("tokens", [600, 1030])
+def test_a_short_first_turn_is_dense_as_it_may_be_followed_up(tokens: int) -> None:
+    """Pruning it gains less than computing it once more, times how often that happens."""
+    world = World()
+    world.turn([1] * tokens)
+    assert world.ways == ["dense"]
+
+
 @pytest.mark.parametrize("first", [500, 1030, 1500, 2100])
 def test_a_growing_chat_costs_no_more_than_stock(first: int) -> None:
     world = World()
