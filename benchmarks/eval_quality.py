@@ -8,7 +8,7 @@ Every prompt is asked dense and, for every ranker and keep rate, pruned, by the 
 source of text, length, ranker and keep rate: accuracy; its difference to dense, paired; McNemar's exact test; how often
 the answer is dense's to the letter; and the KL divergence of the first token, a lower bound from the likeliest tokens
 (`quality.statistics`). `--time` adds TTFT, one request at a time. Answers are appended to a file as they come: started
-again, the script asks only for what is missing, and just counts if nothing is.
+again, the script asks only for what is missing; without --url and --engine it counts what is in `--answers`.
 
 A ranking made elsewhere, such as an oracle's, comes from a file: `--given oracle=rankings.jsonl`.
 `benchmarks.eval_quality_plot` draws the frontier from the result.
@@ -34,11 +34,11 @@ from typing import Any
 import msgspec
 
 from benchmarks.quality import tables, timing
-from benchmarks.quality.answers import Answers
+from benchmarks.quality.answers import Answers, Known, read
 from benchmarks.quality.asking import TOP_LOGPROBS, Job, ask_all, pending
 from benchmarks.quality.endpoints import EngineEndpoint, UrlEndpoint
-from benchmarks.quality.settings import DEFAULT_RANKER, Setting, load_rankings, options, settings
-from benchmarks.quality.statistics import cells
+from benchmarks.quality.settings import DEFAULT_RANKER, Rankings, Setting, load_rankings, options, settings
+from benchmarks.quality.statistics import ALL, cells
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.record import Prompt, load
 
@@ -48,10 +48,38 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    began, began_at = time.perf_counter(), time.monotonic()
     prompts = list({prompt.key: prompt for prompt in load(args.prompts)}.values())
     rankings = load_rankings(args.given)
     wanted = settings([*args.rankers, *rankings], args.keep_rates)
+    if args.url or args.engine:
+        known, run, times = ask(args, prompts, wanted, rankings)
+    else:
+        known, facts = read(args.answers)
+        run, times = {"count only": True, **facts}, []
+    found = cells(prompts, known, wanted)
+    tables.show(found, times)
+    counted = {cell.length: cell.n for cell in found if cell.task == cell.source == ALL}
+    record = {
+        "command": "python -m benchmarks.eval_quality " + " ".join(argv),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **run,
+        "prompts": {"count": len(prompts), "tasks": dict(Counter(prompt.task for prompt in prompts))},
+        "answered under every setting": sum(counted.values()),
+        "in_flight": args.in_flight,
+        "first_token_top": TOP_LOGPROBS,
+        "ttft": msgspec.to_builtins(times),
+        "cells": msgspec.to_builtins(found),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def ask(
+    args: argparse.Namespace, prompts: Sequence[Prompt], wanted: Sequence[Setting], rankings: Rankings
+) -> tuple[Known, dict[str, Any], list[timing.Ttft]]:
+    """All answers, those of earlier runs too; what is to be on record about the run; TTFT with `--time`."""
+    began, began_at = time.perf_counter(), time.monotonic()
     with contextlib.closing(endpoint_of(args)) as endpoint:
         info = endpoint.info()
         answers = Answers(args.answers, facts_of(info))
@@ -70,32 +98,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             for prompt, job in zip(prompts, jobs, strict=True):
                 by_length[prompt.length or len(job.input_ids)].append(job)
             times = timing.measure(endpoint, by_length, wanted, args.rounds)
-        device = endpoint.device
-    found = cells(prompts, answers.known, wanted)
-    tables.show(found, times)
-    record = {
-        "command": "python -m benchmarks.eval_quality " + " ".join(argv),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": device,
-        **facts_of(info),
-        "prompts": {"count": len(prompts), "tasks": dict(Counter(prompt.task for prompt in prompts))},
-        "in_flight": args.in_flight,
-        "first_token_top": TOP_LOGPROBS,
-        "seconds": seconds,
-        "ttft": msgspec.to_builtins(times),
-        "cells": msgspec.to_builtins(found),
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    return 0
+        return answers.known, {"device": endpoint.device, **facts_of(info), "seconds": seconds}, times
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.eval_quality", description=__doc__.splitlines()[0])
     parser.add_argument("prompts", type=Path, help="JSONL of `claa-sglang tasks`, or your own; may be .xz or .gz")
-    where = parser.add_mutually_exclusive_group(required=True)
+    where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", nargs="+", help="of running servers with --enable-claa, alike")
-    where.add_argument("--engine", metavar="MODEL", help="start an engine with this model")
+    where.add_argument(
+        "--engine", metavar="MODEL", help="start an engine with this model; neither: count --answers, ask nothing"
+    )
     parser.add_argument("--profile", help="--claa-profile of the engine")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="more options of the engine, as JSON")
     parser.add_argument("--rankers", nargs="+", default=[DEFAULT_RANKER], help="default: %(default)s")
@@ -117,6 +130,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--answers", type=Path, help="file the answers are kept in (default: beside --out)")
     parser.add_argument("--out", type=Path, default=RESULTS / "quality.json", help="default: %(default)s")
     args = parser.parse_args(argv)
+    if not (args.url or args.engine or args.answers):
+        parser.error("give --url or --engine to ask, or --answers to count what was answered")
     if args.rounds < 5:
         parser.error("--rounds: at least 5")
     args.answers = args.answers or args.out.with_suffix(".answers.jsonl")

@@ -27,12 +27,14 @@ decode64() {
         --out "$OUT/decode_64k_h200.json"
 }
 
+# SGLang's benchmark client wants the datasets package.
 rates() { "${TTFT[@]}" --scenarios rates --out "$OUT/rates_h200.json"; }
 
-backends() { python3 -m benchmarks.backends --out "$OUT/backends_h200.json"; }
+backends() { python3 -m benchmarks.backends --model "$MODEL" --out "$OUT/backends_h200.json"; }
 
 schedule() {
-    python3 -m benchmarks.backends --backends fa3 --schedule 15:0.4,23:0.15 --out "$OUT/schedule_h200.json"
+    python3 -m benchmarks.backends --model "$MODEL" --backends fa3 --schedule 15:0.4,23:0.15 \
+        --out "$OUT/schedule_h200.json"
 }
 
 kernels() { python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu; }

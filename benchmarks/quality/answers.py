@@ -27,6 +27,9 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     first: list[tuple[int, float]] | None = None
 
 
+Known = dict[tuple[str, str], Answer]  # by prompt key and setting name
+
+
 class Answers:
     """The answers in a JSONL file, whose first line says which server gave them.
 
@@ -35,7 +38,7 @@ class Answers:
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]):
-        self.known: dict[tuple[str, str], Answer] = {}
+        self.known: Known = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
@@ -64,6 +67,17 @@ class Answers:
     def _write(self, item: Any) -> None:
         self._file.write(msgspec.json.encode(item) + b"\n")
         self._file.flush()
+
+
+def read(path: Path) -> tuple[Known, dict[str, Any]]:
+    """What a file of answers holds, less a last line that was cut off, and of which server. Raises AnswersError."""
+    content = path.read_bytes() if path.exists() else b""
+    first, *rest = content[: content.rfind(b"\n") + 1].splitlines() or [b""]
+    if not first:
+        raise AnswersError(f"{path}: no answers there; give --url or --engine to ask for them")
+    decoder = msgspec.json.Decoder(Answer)
+    answers = [decoder.decode(line) for line in rest]
+    return {(answer.prompt, answer.setting): answer for answer in answers}, msgspec.json.decode(first)
 
 
 def _same_server(found: Any, facts: dict[str, Any], path: Path) -> None:

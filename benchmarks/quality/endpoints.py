@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import requests
+from urllib3.util import Retry
 
 from claa_sglang import cpu_env
 
 T = TypeVar("T")
 TIMEOUT = 1800  # seconds; a request waits behind all others in flight
+# A server may close an idle connection at the moment it is used again; a greedy answer can be asked for once more.
+RETRY = Retry(total=5, backoff_factor=0.5, allowed_methods=None)
 CPU_OPTIONS = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -88,7 +91,7 @@ class UrlEndpoint:
             raise ValueError(f"{', '.join(self.urls)} differ in model or CLAA's configuration: give servers alike")
         self._threads = ThreadPoolExecutor(in_flight)
         self._session = requests.Session()
-        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=in_flight))
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=in_flight, max_retries=RETRY))
 
     def info(self) -> dict[str, Any]:
         return self._info(self.urls[0])

@@ -125,6 +125,25 @@ def test_a_stopped_run_goes_on(server: Server, command: list[str], tmp_path: Pat
     assert {cell["n"] for cell in result(tmp_path)["cells"]} == {20, 40}
 
 
+def test_what_a_stopped_run_has_is_counted_without_a_server(
+    server: Server, command: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    server.fail_after = 33
+    with pytest.raises(RuntimeError, match="planted"):
+        eval_quality.main([*command, "--keep-rates", "0.5"])
+    prompts, *_ = command
+    answers, out = tmp_path / "q.answers.jsonl", tmp_path / "q.json"
+    count = [prompts, "--answers", str(answers), "--keep-rates", "0.5", "--out", str(out)]
+    assert eval_quality.main(count) == 0
+    found = result(tmp_path)
+    assert found["model"] == "tiny" and found["count only"] and 0 < found["answered under every setting"] < 20
+    with pytest.raises(AnswersError, match="--url or --engine"):
+        eval_quality.main([prompts, "--answers", str(tmp_path / "none"), "--out", str(out)])
+    with pytest.raises(SystemExit):
+        eval_quality.main([prompts])
+    assert "--answers to count" in capsys.readouterr().err
+
+
 def test_answers_of_another_server_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     Answers(path, {"model": "a", "claa": {"window": 8}}).close()

@@ -16,8 +16,11 @@ from benchmarks.quality.endpoints import UrlEndpoint, request_body
 
 
 @contextmanager
-def counting(info: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
-    """A server with this /server_info; yields its URL and the prompts it was sent."""
+def counting(info: dict[str, Any], hang_up_every: int = 0) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+    """A server with this /server_info; yields its URL and the prompts it was sent.
+
+    hang_up_every: it closes the connection instead of answering every so many prompts; 0: never.
+    """
     seen: list[tuple[int, ...]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,6 +37,9 @@ def counting(info: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int, ...]]]
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append(tuple(request["input_ids"]))
+            if hang_up_every and len(seen) % hang_up_every == 0:
+                self.close_connection = True
+                return
             self._answer({"text": "7", "meta_info": {}})
 
         def log_message(self, *_: Any) -> None:
@@ -69,6 +75,18 @@ def test_a_prompt_goes_to_the_server_that_has_it_cached() -> None:
         (_, first), (_, second) = servers
         assert sorted(first + second) == sorted(tuple(prompt) for prompt in prompts * 3)
         assert len(set(first)) > 5 and len(set(second)) > 5 and not set(first) & set(second)
+
+
+def test_a_connection_that_the_server_closes_costs_nothing() -> None:
+    with counting(info(), hang_up_every=3) as (url, seen):
+        endpoint = UrlEndpoint([url], in_flight=2)
+
+        async def ask() -> list[dict[str, Any]]:
+            return [await endpoint.ask(request_body([n], {}, 1)) for n in range(10)]
+
+        assert [answer["text"] for answer in endpoint.run(ask())] == ["7"] * 10
+        assert len(seen) > 10 and set(seen) == {(n,) for n in range(10)}
+        endpoint.close()
 
 
 @pytest.mark.parametrize(

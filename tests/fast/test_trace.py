@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import trace
+from benchmarks.checks import trace
 
 
 def call(name: str, ts: int, correlation: int, tid: int = 1) -> dict:

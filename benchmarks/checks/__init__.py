@@ -1,0 +1,1 @@
+"""What `benchmarks.backends` looks at in one engine."""

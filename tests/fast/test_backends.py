@@ -1,0 +1,80 @@
+"""What benchmarks.backends makes of what it found; the engines themselves run on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import backends
+from benchmarks.checks import answers, prefill
+
+
+def answer(tokens: list[int], gap: float) -> dict[str, Any]:
+    """Of these tokens; each one's log probability is `gap` above the next choice's."""
+    return {
+        "output_ids": tokens,
+        "meta_info": {"output_top_logprobs": [[(-0.1, t, None), (-0.1 - gap, 9, None)] for t in tokens]},
+    }
+
+
+def found(dense: float, keep: float, gap: float | None = None) -> dict[str, Any]:
+    """One backend: one log probability dense and at keep rate 1, and the gap where graphs and eager decoding part."""
+    return {
+        "keep 1": {"dense": [[dense]], "keep 1": [[keep]], "tokens": [8]},
+        "graphs": {"pruned, eights eagerly": {"equal": [32 if gap is None else 5], "gap": [gap]}},
+        "late slots held": 0,
+        "prefill": {},
+    }
+
+
+def failures(**results: dict[str, Any]) -> list[str]:
+    return backends.verdict(results, backends.noise(results))
+
+
+def test_where_two_answers_part() -> None:
+    left = [answer([1, 2, 3], 0.5), answer([1, 2, 3], 0.25)]
+    right = [answer([1, 2, 3], 0.5), answer([1, 4, 3], 0.125)]
+    assert answers.apart(left, right) == {"equal": [3, 1], "gap": [None, 0.25]}
+
+
+def test_noise_is_what_two_dense_backends_differ_by() -> None:
+    good = found(-1.0, -1.05)
+    assert backends.noise({"a": good}) is None
+    assert backends.noise({"a": good, "b": found(-1.1, -1.1), "c": {"error": "died"}}) == pytest.approx(0.1)
+    assert not failures(a=good, b=found(-1.1, -1.1, gap=0.15))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (found(-1.1, -1.3), "keep rate 1 differs from dense by 0.2"),
+        (found(-1.1, -1.1, gap=0.3), "the first choice leads by 0.3"),
+        (found(-1.0, -1.0), "do not depend on attention"),
+        ({**found(-1.1, -1.1), "late slots held": 2}, "2 late slots held"),
+        ({"error": "died"}, "died"),
+    ],
+)
+def test_what_is_not_as_it_must_be(bad: dict[str, Any], reason: str) -> None:
+    (failure,) = failures(a=found(-1.0, -1.0), b=bad)
+    assert reason in failure
+
+
+@pytest.mark.parametrize(("pruned", "fails"), [(15, False), (16, True)])
+def test_a_plan_that_waits_does_so_once_more(pruned: int, fails: bool) -> None:
+    tokens = prefill.CHUNK + 1  # two forwards, each of which plans once
+    kinds = {
+        kind: {"waits": {"cudaStreamSynchronize": count, "cudaEventSynchronize": 2}, "own share": 0.0}
+        for kind, count in (("dense", 10), ("pruned", pruned))
+    }
+    assert any("host waits" in f for f in failures(a={**found(-1.0, -1.0), "prefill": {str(tokens): kinds}})) == fails
+
+
+def test_the_text_is_the_same_in_every_backend() -> None:
+    class Tokenizer:
+        def __call__(self, text: str, **_: Any) -> Any:
+            return type("Encoded", (), {"input_ids": [len(word) for word in text.split()]})
+
+    first = answers.prompts(Tokenizer(), (50, 3000))
+    assert first == answers.prompts(Tokenizer(), (50, 3000)) and list(map(len, first)) == [50, 3000]
+    assert first[0] != first[1][:50]
