@@ -19,8 +19,8 @@ STRICT = {
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
 }
-# For tiny models: two threads would wait for each other longer than one computes.
-TINY_ENV = {"OMP_NUM_THREADS": "1"}
+# Test files run side by side: two threads each would wait for each other longer than one computes.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # Without a tokenizer, and without using the processor while nothing is asked.
 TINY_FLAGS = ("--skip-tokenizer-init", "--sleep-on-idle")
 # Largest difference of a log probability between SGLang and transformers in float32, on tiny models.

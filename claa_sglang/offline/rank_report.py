@@ -49,8 +49,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """One measure of one ranker at every layer, over prompts; lists have one value per layer from layer 0."""
+    """One measure of one ranker at every layer, over the `prompts` of which it is known; lists have one value per layer
+    from layer 0."""
 
+    prompts: int
     mean: list[float]
     standard_error: list[float]
     summary: Summary
@@ -236,4 +238,6 @@ def _curve(values: np.ndarray, span: tuple[int, int]) -> Curve:
         step=float(np.abs(np.diff(by_layer[candidates])).mean()),
         half_depth=float(by_layer[values.shape[1] // 2 - 1]),
     )
-    return Curve(mean=by_layer.tolist(), standard_error=stats.sem(values, axis=0).tolist(), summary=summary)
+    return Curve(
+        prompts=len(values), mean=by_layer.tolist(), standard_error=stats.sem(values, axis=0).tolist(), summary=summary
+    )

@@ -31,8 +31,9 @@ def heading(report: Report) -> str:
 def tables(report: Report) -> Iterator[Table]:
     """All rankers by each measure, the sources of text side by side where there are several, and the ablation."""
     for measure, title in _TITLES.items():
-        if measure in report.rankers[0].curves:
-            yield _over_layers(title, report.rankers, measure)
+        if curve := report.rankers[0].curves.get(measure):
+            whole = curve.prompts == sum(report.prompts.values())
+            yield _over_layers(title if whole else f"{title} ({curve.prompts} prompts)", report.rankers, measure)
     if report.by_source:
         yield _by_source(report)
     yield _over_layers(

@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite("tests.answers")  # before it is imported: failures say what differed
 
 from tests import byte_tokenizer  # noqa: E402
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS  # noqa: E402
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS  # noqa: E402
 from tests.engine_server import Server, server  # noqa: E402
 from tests.reference_model import Later, ReferenceModel  # noqa: E402
 
@@ -31,7 +31,7 @@ def model(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 def llama_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
     """The tiny llama with CLAA at its defaults, except that short prompts are pruned too; chunks of 256 tokens."""
     chunk = ("--chunked-prefill-size", str(SHARED_CHUNK))
-    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *chunk, env=STRICT | TINY_ENV) as running:
+    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *chunk, env=STRICT | ONE_THREAD) as running:
         yield running
 
 

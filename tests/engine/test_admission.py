@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask, ask, ask_together, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
 from tests.reference_model import ReferenceModel
@@ -21,7 +21,7 @@ PROMPT = tiny_models.prompt(1600, seed=120)
 @pytest.fixture(scope="module")
 def running(tiny_model: Callable[[str], object]) -> Iterator[Server]:
     flags = (*CLAA_FLAGS, *TINY_FLAGS, "--chunked-prefill-size", "256", "--max-total-tokens", str(POOL))
-    with server(tiny_model("llama"), *flags, env=STRICT | TINY_ENV) as started:
+    with server(tiny_model("llama"), *flags, env=STRICT | ONE_THREAD) as started:
         yield started
 
 

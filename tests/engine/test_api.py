@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from tests import tiny_models
+from tests.answers import ONE_THREAD
 from tests.engine_server import Server, server
 
 pytestmark = pytest.mark.engine
@@ -36,7 +37,7 @@ GREEDY = {"temperature": 0, "max_new_tokens": 4}
 
 @pytest.fixture(scope="module")
 def served(small_model_path: Path) -> Iterator[Server]:
-    with server(small_model_path, *FLAGS) as running:
+    with server(small_model_path, *FLAGS, env=ONE_THREAD) as running:
         running.started = len(running.log())  # type: ignore[attr-defined]
         yield running
 
@@ -192,7 +193,7 @@ def test_incremental_streams_report_too(tiny_model: Any) -> None:
     """SGLang slices accumulated values in this mode; the server must survive a report among them."""
     flags = ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "32")
     more = ("--incremental-streaming-output", "--skip-tokenizer-init")
-    with server(tiny_model("llama"), *flags, *more) as running:
+    with server(tiny_model("llama"), *flags, *more, env=ONE_THREAD) as running:
         for seed in (0, 1):
             body = {"input_ids": tiny_models.prompt(80, seed), "sampling_params": GREEDY, "stream": True}
             chunks = events(running.post("/generate", body))

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, Ask, ask, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, Ask, ask, check, check_idle
 from tests.bad_input import Company, raised_by_us, send
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
@@ -38,7 +38,7 @@ GREEDY = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def served(model: Path) -> Iterator[Server]:
-    with server(model, *CLAA_FLAGS, *FLAGS, env=STRICT | TINY_ENV) as running:
+    with server(model, *CLAA_FLAGS, *FLAGS, env=STRICT | ONE_THREAD) as running:
         yield running
 
 

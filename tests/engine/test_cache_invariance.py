@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS, SHARED_CHUNK
 from tests.engine_server import Server, server
 from tests.reference_model import Expected, ReferenceModel
@@ -42,7 +42,7 @@ def chunked(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -
         yield request.getfixturevalue("llama_server"), SHARED_CHUNK
         return
     chunk = ("--chunked-prefill-size", str(request.param))
-    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *chunk, env=STRICT | TINY_ENV) as running:
+    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *chunk, env=STRICT | ONE_THREAD) as running:
         yield running, request.param
 
 

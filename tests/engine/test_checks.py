@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import second_plugin, server, start_failure
 from tests.tiny_models import prompt
@@ -38,7 +38,7 @@ IDLE_ONLY = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1"}
 def test_a_shared_namespace_is_found_while_busy(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     plugin = second_plugin(tmp_path, "claa_test_planted", ONE_NAMESPACE)
     says = "reads dense KV from 200 slots"
-    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, env={**plugin, **TINY_ENV, **STRICT}) as running:
+    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, env={**plugin, **ONE_THREAD, **STRICT}) as running:
         for keep, length in ((0.5, 200), (None, 240)):  # the dense prompt begins with the pruned one
             params = Ask([], keep, new=40).params()
             body = {"input_ids": prompt(length, seed=1), "sampling_params": params}
@@ -55,5 +55,5 @@ def test_a_shared_namespace_is_found_while_busy(tiny_model: Callable[[str], Path
 def test_late_slots_held_at_idle_are_found(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """The first idle moment is before the server is ready."""
     plugin = second_plugin(tmp_path, "claa_test_planted", SLOTS_HELD)
-    log = start_failure(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, env={**plugin, **TINY_ENV, **IDLE_ONLY})
+    log = start_failure(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, env={**plugin, **ONE_THREAD, **IDLE_ONLY})
     assert "5 late slots are held while the server is idle" in log

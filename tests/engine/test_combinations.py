@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TOLERANCE, Answer, Ask, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, TOLERANCE, Answer, Ask, check, check_idle
 from tests.byte_tokenizer import EOS_ID
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
@@ -43,7 +43,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def served(model: Path) -> Iterator[Server]:
-    with server(model, *FLAGS, env=STRICT | TINY_ENV) as running:
+    with server(model, *FLAGS, env=STRICT | ONE_THREAD) as running:
         yield running
 
 
@@ -352,7 +352,7 @@ def test_input_embeds_run_dense_without_a_prefix_cache(model: Path, llama_refere
     dense, pruned = Ask(PROMPT[:150]), Ask(PROMPT, 0.3)
     embeddings = llama_reference.model.model.embed_tokens(torch.tensor(dense.prompt)).tolist()
     flags = (*CLAA_FLAGS, "--disable-radix-cache", "--chunked-prefill-size", "64", "--dtype", "bfloat16")
-    with server(model, *flags, env=STRICT | TINY_ENV) as running:
+    with server(model, *flags, env=STRICT | ONE_THREAD) as running:
         answer = running.generate(input_embeds=embeddings, sampling_params=Ask(dense.prompt, 0.3).params())
         report = answer["meta_info"]["claa"]
         assert not report["pruned"] and "embeddings" in report["reason"]

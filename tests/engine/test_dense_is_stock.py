@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import tiny_models
-from tests.answers import TINY_ENV, TINY_FLAGS, TOLERANCE, Answer, Ask, ask, ask_together
+from tests.answers import ONE_THREAD, TINY_FLAGS, TOLERANCE, Answer, Ask, ask, ask_together
 from tests.engine.conftest import SHARED_CHUNK
 from tests.engine_server import Server, server
 from tests.reference_model import ReferenceModel
@@ -69,7 +69,7 @@ def essence(answers: dict[str, Answer]) -> dict[str, Any]:
 def stock(tiny_model: Callable[[str], Path]) -> dict[str, Answer]:
     """Stock SGLang: the plugin is not even loaded."""
     flags = (*TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK))
-    with server(tiny_model("llama"), *flags, env=TINY_ENV | {"SGLANG_PLUGINS": "none"}) as running:
+    with server(tiny_model("llama"), *flags, env=ONE_THREAD | {"SGLANG_PLUGINS": "none"}) as running:
         return transcript(running)
 
 
@@ -81,7 +81,7 @@ def test_the_sequence_covers_hits_and_misses(stock: dict[str, Answer]) -> None:
 
 def test_off_is_off(stock: dict[str, Answer], tiny_model: Callable[[str], Path]) -> None:
     flags = (*TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK))
-    with server(tiny_model("llama"), *flags, env=TINY_ENV) as running:
+    with server(tiny_model("llama"), *flags, env=ONE_THREAD) as running:
         answers = transcript(running)
         info = running.get("/server_info").json()
     assert info["enable_claa"] is False  # the plugin is there

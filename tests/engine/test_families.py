@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Answer, Ask, ask, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, check, check_idle
 from tests.engine_server import Server, server
 from tests.reference_model import Later, ReferenceModel
 from tests.tiny_models import VOCAB_SIZE
@@ -81,7 +81,7 @@ def family(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) ->
         for layer in reference.model.model.layers:
             layer.mlp.act_fn = torch.nn.GELU()
     flags = ("--enable-claa", "--claa-policy", "always", *settings.flags, "--claa-min-prompt-tokens", "0", *TINY_FLAGS)
-    with server(path, *flags, "--chunked-prefill-size", str(CHUNK), env=STRICT | TINY_ENV) as running:
+    with server(path, *flags, "--chunked-prefill-size", str(CHUNK), env=STRICT | ONE_THREAD) as running:
         yield Family(name, running, reference)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, check_idle
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, check_idle
 from tests.engine_server import Server, second_plugin, server
 from tests.tiny_models import prompt
 
@@ -68,7 +68,7 @@ def faulty_server(
     fault: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("faulty-plugin"), "claa_test_faulty", FAULTY_PLUGIN)
-    env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **TINY_ENV}
+    env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **ONE_THREAD}
     flags = (
         "--enable-claa",
         "--claa-policy",

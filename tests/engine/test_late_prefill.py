@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, second_plugin, server
 from tests.reference_model import ReferenceModel
@@ -52,7 +52,7 @@ def running(
     prunes: int, rows_file: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("recorder"), "claa_test_rows", RECORDER)
-    env = {**plugin, **STRICT, **TINY_ENV, "CLAA_TEST_ROWS": str(rows_file)}
+    env = {**plugin, **STRICT, **ONE_THREAD, "CLAA_TEST_ROWS": str(rows_file)}
     schedule = SCHEDULE if prunes == 2 else ()
     flags = (*CLAA_FLAGS, *schedule, *TINY_FLAGS, "--chunked-prefill-size", str(CHUNK))
     with server(tiny_model("llama"), *flags, env=env) as started:

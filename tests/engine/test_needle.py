@@ -17,6 +17,7 @@ from benchmarks import eval_quality
 from claa_sglang.tasks.generate import generate
 from claa_sglang.tasks.record import save
 from tests import haystack
+from tests.answers import ONE_THREAD
 from tests.conftest import ROOT
 from tests.engine_server import Server, server
 
@@ -27,7 +28,7 @@ MODEL = "smollm2"
 KEEP_RATE = 0.4
 SENTENCES = 103  # about 1,500 tokens with the question
 # One depth each, from the beginning to the end of the text; seeds choose the prose, the names and the numbers.
-DEPTHS = (0.04, 0.2, 0.37, 0.5, 0.66, 0.8, 0.95)
+DEPTHS = (0.04, 0.27, 0.5, 0.73, 0.95)
 # Seeds of texts with two needles where dense answers both questions; on three of the first five, from 100, it mixes
 # them up.
 TWO_NEEDLES = (101, 104)
@@ -37,7 +38,7 @@ TWO_NEEDLES = (101, 104)
 def served(small_model_path: Path) -> Iterator[Server]:
     flags = ("--enable-claa", "--claa-policy", "always", "--claa-profile", str(PROFILE), "--served-model-name", MODEL)
     flags += ("--claa-min-prompt-tokens", "512")
-    with server(small_model_path, *flags) as running:
+    with server(small_model_path, *flags, env=ONE_THREAD) as running:
         yield running
 
 
@@ -73,7 +74,7 @@ def test_pruned_finds_the_needle_wherever_dense_does(served: Server) -> None:
         assert report["kept_tokens"] == int(KEEP_RATE * report["prompt_tokens"])
         if str(number) not in pruned:
             lost.append(f"depth {depth}: {name} is {number}, pruned says {pruned!r}, dense {dense!r}")
-    assert found >= len(DEPTHS) - 2, f"dense found {found} of {len(DEPTHS)}: this test shows nothing"
+    assert found >= len(DEPTHS) - 1, f"dense found {found} of {len(DEPTHS)}: this test shows nothing"
     assert not lost, "\n".join(lost)
 
 

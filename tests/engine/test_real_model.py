@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.answers import STRICT, Answer, Ask, ask, ask_together, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, Answer, Ask, ask, ask_together, check, check_idle
 from tests.engine_server import Server, server
 from tests.reference_model import Expected, ReferenceModel
 
@@ -35,7 +35,7 @@ def prompts(small_model_path: Path) -> list[list[int]]:
     return [text[:1200] + tokenizer(q).input_ids for q in QUESTIONS] + [text[1200:1700]]
 
 
-@pytest.fixture(scope="module", params=[64, 256, -1], ids=["chunk 64", "chunk 256", "no chunks"])
+@pytest.fixture(scope="module", params=[64, -1], ids=["chunk 64", "no chunks"])
 def served(request: pytest.FixtureRequest, small_model_path: Path) -> Iterator[Server]:
     flags = (
         "--enable-claa",
@@ -47,7 +47,9 @@ def served(request: pytest.FixtureRequest, small_model_path: Path) -> Iterator[S
         "64",
         "--sleep-on-idle",
     )
-    with server(small_model_path, *flags, "--chunked-prefill-size", str(request.param), env=STRICT) as running:
+    with server(
+        small_model_path, *flags, "--chunked-prefill-size", str(request.param), env=STRICT | ONE_THREAD
+    ) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask, ask_together, check, check_idle
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, server
 from tests.in_flight import Sent, wait_for
@@ -38,7 +38,7 @@ ASKED = (
 def retracting(prunes: int, tiny_model: Callable[[str], Path]) -> Iterator[Server]:
     schedule = SCHEDULE if prunes == 2 else ()
     flags = (*CLAA_FLAGS, *schedule, *TINY_FLAGS, "--chunked-prefill-size", "128", "--max-total-tokens", str(POOL))
-    env = {**STRICT, **TINY_ENV, "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "4"}
+    env = {**STRICT, **ONE_THREAD, "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "4"}
     with server(tiny_model("llama"), *flags, env=env) as running:
         yield running
 

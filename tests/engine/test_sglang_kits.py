@@ -55,7 +55,7 @@ from sglang.test.kits.regex_constrained_kit import RegexConstrainedMixin
 from benchmarks.traffic import leaks
 from claa_sglang import small_model
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV
+from tests.answers import ONE_THREAD, STRICT
 from tests.conftest import ROOT
 from tests.engine_server import Server, server
 
@@ -69,7 +69,7 @@ CLAA = (
 )
 NODES = int(os.environ.get("CLAA_KITS_NODES", "100"))
 # A thread more would wait for the other engine's, where two engines share two cores.
-ENV = STRICT | TINY_ENV
+ENV = STRICT | ONE_THREAD
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests import byte_tokenizer, tiny_models
-from tests.answers import STRICT, TINY_ENV, Answer, Ask, check
+from tests.answers import ONE_THREAD, STRICT, Answer, Ask, check
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
 from tests.in_flight import MOMENT_FLAGS, STAGES, Sent, batches, catch, wait_for
@@ -29,7 +29,7 @@ WAITING_TIMEOUT, RUNNING_TIMEOUT = 2.0, 6.0  # seconds
 
 @pytest.fixture(scope="module")
 def served(model: Path) -> Iterator[Server]:
-    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | TINY_ENV) as running:
+    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
         yield running
 
 
@@ -111,7 +111,7 @@ def impatient(model: Path) -> Iterator[Server]:
         "SGLANG_REQ_WAITING_TIMEOUT": str(WAITING_TIMEOUT),
         "SGLANG_REQ_RUNNING_TIMEOUT": str(RUNNING_TIMEOUT),
     }
-    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | TINY_ENV | timeouts) as running:
+    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD | timeouts) as running:
         yield running
 
 
@@ -152,7 +152,7 @@ def test_a_flush_while_busy_is_refused(served: Server, llama_reference: Referenc
 
 
 def test_a_shutdown_under_load(model: Path, llama_reference: ReferenceModel) -> None:
-    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | TINY_ENV) as running:
+    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
         asked = target("in the queue", seed=215, new=50)
         beside, sent = catch(running, "in the queue", asked)
         family = psutil.Process(running.process.pid).children(recursive=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, TINY_FLAGS, Ask, ask, check
+from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask, check
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
 from tests.in_flight import MOMENT_FLAGS, STAGES, catch
@@ -27,7 +27,7 @@ STAGE = pytest.mark.parametrize("stage", STAGES)
 
 @pytest.fixture(scope="module")
 def served(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *MOMENT_FLAGS, env=STRICT | TINY_ENV) as running:
+    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
         yield running
 
 

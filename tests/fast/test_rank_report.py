@@ -162,6 +162,7 @@ def test_answers_are_measured_over_the_prompts_that_name_them() -> None:
     own = [measure(s.study, s.study.rank(rankers.FastKV(), [5])[None], 0.25, needed).answer[0] for s in studies]
     row = {row.ranker: row for row in report.rankers}["fastkv"]
     assert row.curves["answer"].mean[5] == pytest.approx((own[0] + own[2] + own[3]) / 3)
+    assert (row.curves["answer"].prompts, row.curves["mass"].prompts) == (3, len(studies))
     assert [d.measure for d in report.differences] == ["mass", "mass", "answer", "answer"]
     one = [msgspec.structs.replace(s, needed=needed if i == 1 else None) for i, s in enumerate(studies)]
     report = rank_report.build(one, ["claa"], keep_rate=0.25, scored=2)
