@@ -29,7 +29,7 @@ import requests
 from benchmarks.cpu_cost import ROOT, cpu_model
 from claa_sglang import small_model
 from tests import tiny_models
-from tests.answers import STRICT, TINY_ENV, check_idle
+from tests.answers import ONE_THREAD, STRICT, check_idle
 from tests.engine_server import Server, server
 
 FLAGS = (
@@ -43,7 +43,7 @@ FLAGS = (
 )
 RETRACT = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5"}
 # One thread also for a real model: two would wait for each other wherever something else runs.
-ENVIRONMENT = {**STRICT, **RETRACT, **TINY_ENV}
+ENVIRONMENT = {**STRICT, **RETRACT, **ONE_THREAD}
 PROFILE = ROOT / "claa_sglang" / "profiles" / f"{small_model.NAME}.json"
 MODELS = ("tiny", small_model.NAME)
 CONCURRENCY = 32

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.engine
 
 PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 MODEL = "smollm2"
-KEEP_RATE = 0.4
+KEEP_RATE = 0.3
 SENTENCES = 103  # about 1,500 tokens with the question
 # One depth each, from the beginning to the end of the text; seeds choose the prose, the names and the numbers.
 DEPTHS = (0.04, 0.27, 0.5, 0.73, 0.95)

@@ -21,8 +21,10 @@ QUESTIONS = ("\n\nIn one sentence, this text is about", "\n\nThe first person in
 
 @pytest.fixture(scope="module")
 def reference(small_model_path: Path) -> ReferenceModel:
-    step = json.loads(PROFILE.read_text())["steps"][0]
-    return ReferenceModel(small_model_path, prune_layer=step["prune_layer"], score_layers=step["score_layers"])
+    profile = json.loads(PROFILE.read_text())
+    (step,), kernel = profile["steps"], profile.get("pool_kernel", 7)
+    where = {"prune_layer": step["prune_layer"], "score_layers": step["score_layers"]}
+    return ReferenceModel(small_model_path, **where, pool_kernel=kernel)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from claa_sglang.flags import ClaaFlags, resolve
 from claa_sglang.offline.calibrate import command, criteria, profile, report
 from claa_sglang.offline.calibrate.criteria import lower_bound, measured
 from claa_sglang.offline.calibrate.default import default_choice, rivals
-from claa_sglang.offline.calibrate.evidence import RANKER, gather
+from claa_sglang.offline.calibrate.evidence import gather
 from claa_sglang.offline.calibrate.held_out import TRIES, Verdict, promising, require_one, verdicts
 from claa_sglang.offline.calibrate.price import Price
 from claa_sglang.offline.calibrate.schedule import estimated, kept_by
@@ -29,6 +29,7 @@ from claa_sglang.offline.calibrate.studied import Studied, by_source, group
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
 from claa_sglang.plan import kept_count
 from claa_sglang.profile_model import describe
+from claa_sglang.rankers import Claa
 from tests.fast.studies import LAYERS, RANKED, TOKENS, WINDOW, NoTokenizer, prompts
 
 TARGET = Target(mass=0.9, recall=0.95, reference_rate=0.2)
@@ -53,7 +54,8 @@ def judged(candidates: list[Candidate], *held_out: Studied) -> list[Verdict]:
 # --- evidence
 
 
-def test_evidence_keeps_what_select_keeps() -> None:
+@pytest.mark.parametrize("ranker", [Claa(), Claa(pool_kernel=13)], ids=["default", "kernel 13"])
+def test_evidence_keeps_what_select_keeps(ranker: Claa) -> None:
     """Mass and recall at every rate, against `rankers`, `ranking.select` and plain sums, on prompts of two lengths."""
     pairs = prompts({4: 0.5, 6: 1.0}, 3)
     cut = pairs[1][1]
@@ -62,13 +64,13 @@ def test_evidence_keeps_what_select_keeps() -> None:
     needles = [one.used("") for one, _ in pairs]
     pairs[1], needles[1] = (pairs[1][0], shorter), needles[1][30:]
     studies = [study for _, study in pairs]
-    evidence = gather(studies, needles, 0.2)
+    evidence = gather(studies, needles, 0.2, ranker)
     found = evidence.kept(evidence.ranking([4, 6, 9]), [0.01, 0.1, 0.2, 1.0])
     for p, (study, needle) in enumerate(zip(studies, needles, strict=True)):
         n, best = study.tokens, study.oracle.sort(descending=True).values
         reference = best[: kept_count(n, 0.2, WINDOW) - WINDOW].sum() + study.oracle[-WINDOW:].sum()
         for r, rate in enumerate([0.01, 0.1, 0.2, 1.0]):
-            kept = ranking.select(study.rank(RANKER, [4, 6, 9]), n, kept_count(n, rate, WINDOW), WINDOW)
+            kept = ranking.select(study.rank(ranker, [4, 6, 9]), n, kept_count(n, rate, WINDOW), WINDOW)
             assert float(found.mass[r, p]) == pytest.approx(float(study.oracle[kept].sum() / reference), rel=1e-4)
             assert float(found.recall[r, p]) == pytest.approx(float(needle[kept].sum() / needle.sum()), abs=1e-5)
     assert float(found.recall[3].min()) == pytest.approx(1.0)
@@ -254,7 +256,7 @@ def test_the_profile_serves_its_model_says_where_it_comes_from_and_refuses_anoth
     served = describe(model.config.to_dict(), LAYERS)
     config = resolve(ClaaFlags(profile=str(path)), LAYERS, served)
     assert config.steps == verdict.candidate.steps
-    assert (config.window, config.min_prompt_tokens) == (WINDOW, TOKENS)
+    assert (config.window, config.pool_kernel, config.min_prompt_tokens) == (WINDOW, 7, TOKENS)
     said = json.loads(path.read_text())
     assert said["model"]["name"] == "tiny" and "/somewhere" not in path.read_text()
     assert {"date", "weights", "versions", "target", "prompts", "predicted"} < set(said["provenance"])
@@ -274,6 +276,7 @@ def test_the_profile_serves_its_model_says_where_it_comes_from_and_refuses_anoth
         (["--held-out", "a"], "--held-out without --prompts"),
         (["--held-out-sources", "prose"], "other sources than --sources"),
         (["--keep-rates", "0.2", "1.5"], "keep rate 1.5: must be above 0"),
+        (["--pool-kernel", "8"], "--pool-kernel 8: must be odd, 1 to 1023"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_loaded(flags: list[str], says: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
+from claa_sglang.ranker_spec import MAX_KERNEL
 
 TASKS = ("needle-number", "multi-key", "multi-value", "multi-query", "tracking", "passages")
 KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=Target().recall,
         help="share of the answers' tokens to keep, where prompts name needles; 0 for any (default: %(default)s)",
+    )
+    choice.add_argument(
+        "--pool-kernel",
+        type=int,
+        default=7,
+        help="positions over which scores are averaged: run again with another one, and compare (default: %(default)s)",
     )
     choice.add_argument("--keep-rates", nargs="+", type=float, default=KEEP_RATES, help="default: %(default)s")
     choice.add_argument("--prune-layers", nargs=2, type=int, metavar=("FIRST", "LAST"), help="default: L/4 to L-2")
@@ -84,6 +91,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CalibrationError(f"{given} without {missing}: a choice counts for nothing before other text confirms it")
     if args.prompts is None and (both := set(args.sources) & set(args.held_out_sources)):
         raise CalibrationError(f"--held-out-sources {', '.join(both)}: must be other sources than --sources")
+    if args.pool_kernel % 2 == 0 or not 1 <= args.pool_kernel <= MAX_KERNEL:
+        raise CalibrationError(f"--pool-kernel {args.pool_kernel}: must be odd, 1 to {MAX_KERNEL}")
     for rate in (*args.keep_rates, args.oracle_rate):
         if not 0 < rate <= 1:
             raise CalibrationError(f"keep rate {rate:g}: must be above 0 and at most 1")

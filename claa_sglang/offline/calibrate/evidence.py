@@ -18,8 +18,6 @@ from claa_sglang.plan import kept_count
 from claa_sglang.rankers import Claa
 from claa_sglang.ranking import select
 
-RANKER = Claa()  # what a server runs by default
-
 
 class Kept(NamedTuple):
     """What is kept of P prompts at R keep rates, fp32 [R, P] each.
@@ -44,6 +42,7 @@ class Evidence:
         window_oracle, window_needles: fp32 [P], the same of the window, which every choice keeps.
         reference: fp32 [P], oracle mass that the oracle keeps at the reference rate, window included.
         tokens: N of each prompt; keep rates are shares of it. window: tokens at the end that are always kept.
+        ranker: what made the scores; it makes those of late layers too.
     """
 
     scores: Tensor
@@ -54,6 +53,7 @@ class Evidence:
     reference: Tensor
     tokens: tuple[int, ...]
     window: int
+    ranker: Claa
 
     @property
     def layers(self) -> int:
@@ -100,19 +100,23 @@ class Evidence:
             self.reference,
             self.tokens,
             self.window,
+            self.ranker,
         )
 
 
-def gather(studies: Sequence[PromptStudy], needles: Sequence[Tensor], reference_rate: float) -> Evidence:
+def gather(
+    studies: Sequence[PromptStudy], needles: Sequence[Tensor], reference_rate: float, ranker: Claa | None = None
+) -> Evidence:
     """Evidence of studied prompts (at least one, of one model and window).
 
     needles: of each prompt, bool [N]. reference_rate: budget at which the oracle's own mass is the measure.
+    ranker: what a server runs; default: CLAA at its defaults.
     """
-    window = studies[0].window
+    window, ranker = studies[0].window, ranker or Claa()
     oracles = [study.oracle / study.oracle.sum() for study in studies]
     marked = [tokens.float() / tokens.sum().clamp(min=1) for tokens in needles]
     return Evidence(
-        _padded([fold(study.statistics["window_mass"]) for study in studies], float("-inf")),
+        _padded([fold(study.statistics["window_mass"], ranker) for study in studies], float("-inf")),
         _padded([oracle[:-window] for oracle in oracles], 0.0),
         _padded([marks[:-window] for marks in marked], 0.0),
         torch.stack([oracle[-window:].sum() for oracle in oracles]),
@@ -120,12 +124,13 @@ def gather(studies: Sequence[PromptStudy], needles: Sequence[Tensor], reference_
         torch.stack([_best_mass(oracle, reference_rate, window) for oracle in oracles]),
         tuple(study.tokens for study in studies),
         window,
+        ranker,
     )
 
 
-def fold(window_mass: Tensor) -> Tensor:
-    """fp32 [L, kv_heads, M] of `rankers.window_mass` -> [L, M]: each layer's own CLAA ranking."""
-    return torch.stack([RANKER.rank([layer]) for layer in window_mass])
+def fold(window_mass: Tensor, ranker: Claa) -> Tensor:
+    """fp32 [L, kv_heads, M] of `rankers.window_mass` -> [L, M]: each layer's own ranking."""
+    return torch.stack([ranker.rank([layer]) for layer in window_mass])
 
 
 def _best_mass(oracle: Tensor, rate: float, window: int) -> Tensor:

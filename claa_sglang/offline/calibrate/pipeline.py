@@ -23,6 +23,7 @@ from claa_sglang.offline.calibrate.search import Candidate, one_step, second_ste
 from claa_sglang.offline.calibrate.studied import Studied, by_source, group, study_all
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
 from claa_sglang.profile_file import Profile
+from claa_sglang.rankers import Claa
 from claa_sglang.tasks.generate import generate
 from claa_sglang.tasks.record import Prompt, load
 
@@ -35,12 +36,13 @@ def calibrate(args: argparse.Namespace) -> Profile:
     prompts, held_out_prompts = _prompts(args, tokenizer)
     pairs = study_all(prompts, model, tokenizer, args.studies, "calibration prompts")
     held_out_pairs = study_all(held_out_prompts, model, tokenizer, args.studies, "held-out prompts")
-    calibrated = group(pairs, tokenizer, args.oracle_rate)
-    held_out = by_source(held_out_pairs, tokenizer, args.oracle_rate)
+    ranker = Claa(pool_kernel=args.pool_kernel)
+    calibrated = group(pairs, tokenizer, args.oracle_rate, ranker)
+    held_out = by_source(held_out_pairs, tokenizer, args.oracle_rate, ranker)
     price = _price(args, model, calibrated)
 
     one, two = _search(args, calibrated, target, price)
-    everything_else = group(held_out_pairs, tokenizer, args.oracle_rate)
+    everything_else = group(held_out_pairs, tokenizer, args.oracle_rate, ranker)
 
     def on_held_out(candidate: Candidate) -> Kept:
         return kept_by(candidate.steps, everything_else, estimated)

@@ -48,6 +48,7 @@ def make(
             for s in verdict.candidate.steps
         ),
         window=calibrated.evidence.window,
+        pool_kernel=calibrated.evidence.ranker.pool_kernel,
         min_prompt_tokens=shortest,
         provenance={
             "made by": f"claa-sglang calibrate {version('claa-sglang')}",

@@ -15,7 +15,7 @@ from claa_sglang.config import PruneStep
 from claa_sglang.offline.calibrate.criteria import margins
 from claa_sglang.offline.calibrate.evidence import Evidence, Kept
 from claa_sglang.offline.calibrate.price import Price
-from claa_sglang.offline.calibrate.schedule import estimated
+from claa_sglang.offline.calibrate.schedule import after, estimated
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.calibrate.target import Target
 
@@ -116,17 +116,12 @@ def second_steps(
     Searched with `schedule.estimated` scores. They are close to what the layers see, but not the same: no schedule is
     chosen before `schedule.seen` has judged it on held-out text.
     """
-    step, evidence = first.steps[0], studied.evidence
+    step = first.steps[0]
     lower = [rate for rate in rates if rate < step.keep_rate]
     later = range(max(step.prune_layer + 1, prune_layers.start), prune_layers.stop)
     if not lower or not later:
         return
-    kept = evidence.positions(evidence.ranking(step.score_layers), step.keep_rate)
-    scores = [
-        estimated(sample, study, positions, step.prune_layer, later[-1])
-        for sample, study, positions in zip(studied.samples, studied.studies, kept, strict=True)
-    ]
-    search = LayerSearch(evidence.after(kept, scores), target, lower, max_scored=MAX_SECOND)
+    search = LayerSearch(after(step, studied, later[-1], estimated), target, lower, max_scored=MAX_SECOND)
     for prune_layer in later:
         for index, rate in enumerate(lower):
             scored = search.best(range(step.prune_layer + 1, prune_layer + 1), index)

@@ -12,6 +12,7 @@ from claa_sglang.offline.calibrate.evidence import Evidence, gather
 from claa_sglang.offline.calibrate.target import CalibrationError
 from claa_sglang.offline.samples import Sample, sample
 from claa_sglang.offline.study import PromptStudy, load_or_study, study
+from claa_sglang.rankers import Claa
 from claa_sglang.tasks.record import Prompt
 
 LEAST = 8  # prompts of one source: with fewer an interval says nothing
@@ -40,15 +41,20 @@ def study_all(
     return done
 
 
-def group(pairs: Sequence[tuple[Sample, PromptStudy]], tokenizer: Any, reference_rate: float) -> Studied:
-    """All pairs (at least one) as one set; a needle counts where the model's own answer used it."""
+def group(
+    pairs: Sequence[tuple[Sample, PromptStudy]], tokenizer: Any, reference_rate: float, ranker: Claa | None = None
+) -> Studied:
+    """All pairs (at least one) as one set; a needle counts where the model's own answer used it. For the rest see
+    `evidence.gather`."""
     needles = [one.used(tokenizer.decode(seen.answer)) for one, seen in pairs]
     samples, studies = zip(*pairs, strict=True)
     name = "+".join(sorted({one.prompt.source for one in samples}))
-    return Studied(name, samples, studies, gather(studies, needles, reference_rate))
+    return Studied(name, samples, studies, gather(studies, needles, reference_rate, ranker))
 
 
-def by_source(pairs: Sequence[tuple[Sample, PromptStudy]], tokenizer: Any, reference_rate: float) -> list[Studied]:
+def by_source(
+    pairs: Sequence[tuple[Sample, PromptStudy]], tokenizer: Any, reference_rate: float, ranker: Claa | None = None
+) -> list[Studied]:
     """One set per source of text. Raises CalibrationError for a source of fewer than LEAST prompts."""
     sources: dict[str, list[tuple[Sample, PromptStudy]]] = {}
     for pair in pairs:
@@ -59,4 +65,4 @@ def by_source(pairs: Sequence[tuple[Sample, PromptStudy]], tokenizer: Any, refer
                 f"{len(of_source)} held-out prompts of source {source!r}: give at least {LEAST} of each source, or one "
                 "`source` to all"
             )
-    return [group(of_source, tokenizer, reference_rate) for of_source in sources.values()]
+    return [group(of_source, tokenizer, reference_rate, ranker) for of_source in sources.values()]
