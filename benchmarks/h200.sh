@@ -43,7 +43,7 @@ quality() {
     [[ -e $PROMPTS ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
         --sources prose repeated --count 100 --out "$PROMPTS"
     served profile quality_h200 "--claa-profile claa_sglang/profiles/smollm2-135m-instruct.json" \
-        --rankers claa claa:kernel=13 last-query fastkv gemfilter uniform --time
+        --rankers claa claa:kernel=7 last-query fastkv gemfilter uniform --time
 }
 
 default() { # what CLAA does without a profile
