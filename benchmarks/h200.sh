@@ -69,9 +69,14 @@ served() {
             sleep 2
         done
     done
-    python3 -m benchmarks.eval_quality "$PROMPTS" --url "${urls[@]}" --in-flight $((128 * SERVERS)) \
-        --keep-rates 0.1 0.2 0.4 --kl-prompts 25 --seconds "${SECONDS_FOR_QUALITY:-480}" --out "$OUT/$file.json" "$@"
-    local status=$?
+    local status=1 end=$((SECONDS + ${SECONDS_FOR_QUALITY:-480}))
+    # Answers are kept as they come, so a run that failed goes on.
+    for _ in 1 2 3; do
+        python3 -m benchmarks.eval_quality "$PROMPTS" --url "${urls[@]}" --in-flight $((128 * SERVERS)) \
+            --keep-rates 0.1 0.2 0.4 --kl-prompts 25 --seconds $((end - SECONDS)) --out "$OUT/$file.json" "$@"
+        status=$?
+        ((status == 0)) && break
+    done
     for pid in "${pids[@]}"; do kill -9 -- "-$pid"; done
     wait "${pids[@]}" 2>/dev/null # says nothing of the kill
     return $status
