@@ -9,6 +9,8 @@ mkdir -p "$OUT"
 MODEL=${MODEL:-.cache/models/smollm2-135m-instruct} # `make model`
 PROMPTS=${PROMPTS:-$OUT/prompts.jsonl.xz}           # made if it is not there
 SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
+PROFILE=claa_sglang/profiles/smollm2-135m-instruct.json
+STEPS=${STEPS:-20:0.5,21:0.2} # see docs/calibration.md
 TTFT=(python3 -m benchmarks.bench_ttft --shape llama-3.1-8b)
 
 ttft() { "${TTFT[@]}" --scenarios cold second-turn burst shared-prefix mixed --out "$OUT/ttft_h200.json"; }
@@ -16,6 +18,10 @@ ttft() { "${TTFT[@]}" --scenarios cold second-turn burst shared-prefix mixed --o
 dense() {
     "${TTFT[@]}" --control --scenarios cold dense growing-chat --lengths 10240 --dense-lengths 512 10240 32768 \
         --budget-seconds 400 --out "$OUT/dense_h200.json"
+}
+
+bound() { # more rounds where the bound was missed by less than engines differ by
+    "${TTFT[@]}" --control --scenarios cold --lengths 10240 --rounds 25 --out "$OUT/bound_h200.json"
 }
 
 decode() { # 64K fits on one GPU for one engine at a time
@@ -37,13 +43,29 @@ schedule() {
         --out "$OUT/schedule_h200.json"
 }
 
+startup() { "${TTFT[@]}" --scenarios startup --out "$OUT/startup_h200.json"; }
+
 kernels() { python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu; }
 
 quality() {
     [[ -e $PROMPTS ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
         --sources prose repeated --count 100 --out "$PROMPTS"
-    served profile quality_h200 "--claa-profile claa_sglang/profiles/smollm2-135m-instruct.json" \
-        --rankers claa claa:kernel=7 last-query fastkv gemfilter uniform --time
+    served profile quality_h200 "--claa-profile $PROFILE" \
+        --rankers claa claa:kernel=7 claa:kernel=21 last-query fastkv gemfilter uniform --time
+}
+
+steps() { # two prunes, which no request can ask for: servers of their own
+    served steps quality_steps_h200 "--claa-pool-kernel 13 --claa-schedule $STEPS" --rankers claa --time
+}
+
+oracle() { # the oracle's own ranking beside the others, on fewer prompts: the model must answer each of them first
+    local prompts=${ORACLE_PROMPTS:-$OUT/oracle_prompts.jsonl.xz} dir=$OUT/oracle
+    [[ -e $prompts ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 4000 --seed 11 \
+        --sources prose repeated --count 6 --out "$prompts"
+    claa-sglang rank-report --model "$MODEL" --prompts "$prompts" --rankers claa --score-layers 1 --out "$dir" || return
+    python3 -m benchmarks.eval_quality "$prompts" --engine "$MODEL" --profile "$PROFILE" --time \
+        --rankers claa last-query fastkv gemfilter uniform --given oracle="$dir/oracle.jsonl" \
+        --out "$OUT/quality_oracle_h200.json"
 }
 
 default() { # what CLAA does without a profile
@@ -82,7 +104,7 @@ served() {
     return $status
 }
 
-PARTS=" ttft dense decode decode64 rates backends schedule kernels quality default "
+PARTS=" ttft dense bound decode decode64 rates startup backends schedule kernels quality steps oracle default "
 for part in "$@"; do
     [[ $PARTS == *" $part "* ]] || { echo "no part $part; there are:$PARTS" >&2; exit 2; }
 done

@@ -128,31 +128,38 @@ class KernelScorer:
         self._ranking = torch.zeros(sum(counts), device=table.device)
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
-        from claa_sglang.kernels.fold import fold
+        with contain([scored.state for scored in self._requests], SCORING):
+            self.fold(self.mass(queries, key_buffer, scaling), self._first_layer)
+            self._first_layer = False
+
+    def mass(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor:
+        """Attention mass of one layer, not pooled: fp32 `[kv_heads * positions of all requests]`."""
         from claa_sglang.kernels.window_attention import window_mass
 
-        window = self._config.window
-        with contain([scored.state for scored in self._requests], SCORING):
-            mass = window_mass(
-                queries,
-                key_buffer,
-                self._table,
-                self._described,
-                window=window,
-                scaling=scaling,
-                max_tokens=self._max_tokens,
-                positions=self._ranking.numel(),
-            )
-            fold(
-                mass,
-                self._described,
-                self._ranking,
-                window=window,
-                pool_kernel=self._config.pool_kernel,
-                max_tokens=self._max_tokens,
-                first_layer=self._first_layer,
-            )
-            self._first_layer = False
+        return window_mass(
+            queries,
+            key_buffer,
+            self._table,
+            self._described,
+            window=self._config.window,
+            scaling=scaling,
+            max_tokens=self._max_tokens,
+            positions=self._ranking.numel(),
+        )
+
+    def fold(self, mass: Tensor, first_layer: bool) -> None:
+        """Fold one layer's mass into the rankings; those of a first layer replace what they hold."""
+        from claa_sglang.kernels.fold import fold
+
+        fold(
+            mass,
+            self._described,
+            self._ranking,
+            window=self._config.window,
+            pool_kernel=self._config.pool_kernel,
+            max_tokens=self._max_tokens,
+            first_layer=first_layer,
+        )
 
     def ranking(self, request: int) -> Tensor:
         return self._ranking[self._spans[request]]

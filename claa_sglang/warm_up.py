@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,18 +27,37 @@ def warm_up(
         table: the widened request table; its row 0 belongs to no request, and slot 0, which it lists, to nobody.
         boundaries: the boundary stores.
 
-    Raises:
-        RuntimeError: with what failed, if a kernel does not compile or run.
+    Raises what Triton raises, if a kernel does not compile or run.
     """
     if not table.is_cuda:
         return
     state = RequestState.dense_request(RequestOptions(), 0, "warm-up")
     scorer = KernelScorer([Scored(0, state, 0, 0, config.window + 1)], table, config)
+    # Of one request with one position before its window.
     queries = key_buffer.new_zeros(config.window, heads, key_buffer.shape[-1])
-    for _ in range(2):  # the first layer's kernel and the others'
-        scorer.score(queries, key_buffer, 1.0)
+    mass = torch.zeros(key_buffer.shape[1], device=table.device)
     slot = torch.zeros(1, dtype=torch.int64, device=table.device)
-    for boundary in boundaries:
+
+    def fold() -> None:
+        for first_layer in (True, False):
+            scorer.fold(mass, first_layer)
+
+    def move(boundary: BoundaryStore) -> None:
         boundary.store(slot, *boundary.load(slot))
-    if state.error is not None:
-        raise RuntimeError(state.error)
+
+    _side_by_side(
+        [lambda: scorer.mass(queries, key_buffer, 1.0), fold, *(partial(move, boundary) for boundary in boundaries)]
+    )
+
+
+def _side_by_side(works: Sequence[Callable[[], object]]) -> None:
+    """Each in a thread: most of a compilation is spent in LLVM, ptxas and a C compiler, outside Python."""
+    stream = torch.cuda.current_stream()
+
+    def run(work: Callable[[], object]) -> None:
+        with torch.cuda.stream(stream):  # of a new thread, device and stream are the first ones
+            work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(run, work) for work in works]:
+            done.result()

@@ -1,4 +1,4 @@
-"""What a prefill costs beside the model: host waits and CLAA's own GPU time, from a profiler trace."""
+"""What a prefill costs beside the model: host waits, gaps on the GPU and CLAA's own time there, from a trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def measure(engine: Any, length: int) -> dict[str, Any]:
-    """TTFT, host waits and CLAA's own GPU time of a prefill of `length` tokens, pruned at 0.2 and dense."""
+    """TTFT, host waits, GPU time and CLAA's part of it, of a prefill of `length` tokens, pruned at 0.2 and dense."""
     rng, found = random.Random(length), {}
     fresh = lambda: [rng.randrange(1000, 40_000) for _ in range(length)]  # noqa: E731
     for kind, claa in (("pruned", {"keep_rate": 0.2}), ("dense", DENSE)):
@@ -42,6 +42,7 @@ def measure(engine: Any, length: int) -> dict[str, Any]:
             events = trace.read(wait_for_trace(Path(directory)))
         ttft, own = statistics.median(times[WARM:]), trace.own_seconds(events)
         found[kind] = {"ttft seconds": ttft, "waits": trace.waits(events), "own seconds": own}
+        found[kind]["gpu seconds"] = trace.gpu_seconds(events)
         found[kind]["own share"] = sum(own.values()) / ttft
     return found
 

@@ -1,4 +1,4 @@
-"""What a profiler trace of SGLang's scheduler says: waits of the host, and GPU time of CLAA's own steps.
+"""What a profiler trace of SGLang's scheduler says: waits of the host, the GPU's, and time of CLAA's own steps.
 
 A trace is what `Engine.start_profile` writes, torch's Chrome trace. CLAA marks its steps in it: `claa::score`,
 `claa::store`, `claa::prune`, `claa::leave`.
@@ -15,6 +15,7 @@ from typing import Any
 # CUDA calls in which the host waits for the device.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 OWN = "claa::"
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -45,8 +46,19 @@ def own_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
                 launched[event["args"]["correlation"]] = name
     total: Counter[str] = Counter()
     for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+        if event.get("cat") in ON_GPU:
             name = launched.get(event.get("args", {}).get("correlation"))
             if name is not None:
                 total[name] += event["dur"] * 1e-6
     return dict(total)
+
+
+def gpu_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
+    """From the first kernel to the end of the last, how long the GPU was `busy` and how long `idle`."""
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("cat") in ON_GPU)
+    busy, until = 0.0, spans[0][0] if spans else 0.0
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    idle = until - spans[0][0] - busy if spans else 0.0
+    return {"busy": busy * 1e-6, "idle": idle * 1e-6}

@@ -86,7 +86,7 @@ class UrlEndpoint:
     def __init__(self, urls: Sequence[str], in_flight: int):
         self.urls = [url.rstrip("/") for url in urls]
         infos = [self._info(url) for url in self.urls]
-        self.device = str(infos[0].get("device", "unknown"))
+        self.device = _device(infos[0])
         if len({json.dumps((info["model_path"], info["claa"]["config"])) for info in infos}) > 1:
             raise ValueError(f"{', '.join(self.urls)} differ in model or CLAA's configuration: give servers alike")
         self._threads = ThreadPoolExecutor(in_flight)
@@ -123,6 +123,14 @@ class UrlEndpoint:
 
     def close(self) -> None:
         self._threads.shutdown()
+
+
+def _device(info: Mapping[str, Any]) -> str:
+    """What a server runs on: the GPU's name if this machine has one, for servers elsewhere what SGLang says."""
+    import torch
+
+    device = str(info.get("device", "unknown"))
+    return torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
 
 
 def request_body(

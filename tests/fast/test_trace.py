@@ -42,3 +42,9 @@ def test_own_time_is_that_of_what_the_marks_launched(tmp_path: Path) -> None:
 
 def test_waits_are_counted_by_call() -> None:
     assert trace.waits(EVENTS) == {"cudaStreamSynchronize": 1, "cudaEventSynchronize": 2}
+
+
+def test_the_gpu_is_busy_where_any_kernel_runs() -> None:
+    kernels = [{"cat": "kernel", "name": "k", "ts": ts, "dur": dur} for ts, dur in ((10, 5), (12, 1), (14, 6), (30, 1))]
+    assert trace.gpu_seconds(kernels) == {"busy": pytest.approx(11e-6), "idle": pytest.approx(10e-6)}
+    assert trace.gpu_seconds([]) == {"busy": 0, "idle": 0}
