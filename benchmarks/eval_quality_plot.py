@@ -1,9 +1,11 @@
 """Draw the frontier of `benchmarks.eval_quality`: accuracy against TTFT, one line per ranker.
 
     python -m benchmarks.eval_quality_plot benchmarks/results/quality.json [--out quality.png] [--task TASK]
+        [--add "two prunes=benchmarks/results/quality_steps.json" …]
 
 One panel per length. A point is a keep rate: to the left is faster, up is better; dense is the point at 1. Bars are the
-95 % intervals of the result. Needs a result that was measured with --time.
+95 % intervals of the result. Needs a result that was measured with --time. `--add` draws the pruned runs of another
+result, with other servers, as lines of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     record = json.loads(args.result.read_text())
     try:
+        for argument in args.add:
+            add(record, argument)
         draw(record, args.task, args.source, args.out or args.result.with_suffix(".png"))
     except PlotError as error:
         print(f"{args.result}: {error}", file=sys.stderr)
@@ -41,12 +45,32 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("result", type=Path, help="JSON of benchmarks.eval_quality --time")
     parser.add_argument("--task", default=ALL, help="default: %(default)s")
     parser.add_argument("--source", default=ALL, help="of text; default: %(default)s")
+    parser.add_argument("--add", nargs="+", default=[], metavar="LABEL=FILE", help="results of other servers")
     parser.add_argument("--out", type=Path, help="PNG to write (default: beside the result)")
     return parser.parse_args(argv)
 
 
 class PlotError(ValueError):
     """The result cannot be drawn; the message says why."""
+
+
+def add(record: dict[str, Any], argument: str) -> None:
+    """Add the pruned runs of `argument`, LABEL=FILE, to the record, LABEL in place of the ranker's name.
+
+    Raises PlotError if it is of another model.
+    """
+    label, _, file = argument.partition("=")
+    if not file:
+        raise PlotError(f"--add {argument!r}: expected LABEL=FILE")
+    other = json.loads(Path(file).read_text())
+    if other["model"] != record["model"]:
+        raise PlotError(f"{file} is of {other['model']}, not of {record['model']}")
+    for kind in ("cells", "ttft"):
+        pruned = [entry for entry in other[kind] if entry["ranker"] != DENSE]
+        names = {name: label for name in {entry["ranker"] for entry in pruned}}
+        if len(names) > 1:
+            names = {name: f"{label}, {name}" for name in names}
+        record[kind] += [{**entry, "ranker": names[entry["ranker"]]} for entry in pruned]
 
 
 def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:

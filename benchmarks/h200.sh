@@ -10,7 +10,7 @@ MODEL=${MODEL:-.cache/models/smollm2-135m-instruct} # `make model`
 PROMPTS=${PROMPTS:-$OUT/prompts.jsonl.xz}           # made if it is not there
 SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
 PROFILE=claa_sglang/profiles/smollm2-135m-instruct.json
-STEPS=${STEPS:-20:0.5,21:0.2} # see docs/calibration.md
+STEPS=18:0.7:17+18,21:0.3:21 # what `calibrate --steps 2 --pool-kernel 13` chose: docs/calibration.md
 TTFT=(python3 -m benchmarks.bench_ttft --shape llama-3.1-8b)
 
 ttft() { "${TTFT[@]}" --scenarios cold second-turn burst shared-prefix mixed --out "$OUT/ttft_h200.json"; }
@@ -51,11 +51,12 @@ quality() {
     [[ -e $PROMPTS ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
         --sources prose repeated --count 100 --out "$PROMPTS"
     served profile quality_h200 "--claa-profile $PROFILE" \
-        --rankers claa claa:kernel=7 claa:kernel=21 last-query fastkv gemfilter uniform --time
+        --rankers claa claa:kernel=7 claa:kernel=21 fastkv gemfilter uniform --keep-rates 0.1 0.2 0.3 0.4 --time
 }
 
 steps() { # two prunes, which no request can ask for: servers of their own
-    served steps quality_steps_h200 "--claa-pool-kernel 13 --claa-schedule $STEPS" --rankers claa --time
+    served steps quality_steps_h200 "--claa-pool-kernel 13 --claa-schedule $STEPS" \
+        --keep-rates 0.5 0.7 0.9 --time
 }
 
 oracle() { # the oracle's own ranking beside the others, on fewer prompts: the model must answer each of them first
@@ -95,7 +96,7 @@ served() {
     # Answers are kept as they come, so a run that failed goes on.
     for _ in 1 2 3; do
         python3 -m benchmarks.eval_quality "$PROMPTS" --url "${urls[@]}" --in-flight $((128 * SERVERS)) \
-            --keep-rates 0.1 0.2 0.4 --kl-prompts 25 --seconds $((end - SECONDS)) --out "$OUT/$file.json" "$@"
+            --kl-prompts 25 --seconds $((end - SECONDS)) --out "$OUT/$file.json" "$@"
         status=$?
         ((status == 0)) && break
     done

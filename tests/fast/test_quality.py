@@ -179,6 +179,26 @@ def test_times_and_the_plot(server: Server, command: list[str], tmp_path: Path, 
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_plot_has_lines_of_other_servers(tmp_path: Path) -> None:
+    def record(model: str, *rankers: str) -> dict[str, Any]:
+        entries = [{"ranker": ranker} for ranker in ("dense", *rankers)]
+        return {"model": model, "cells": entries, "ttft": list(entries)}
+
+    (tmp_path / "one.json").write_text(json.dumps(record("m", "claa")))
+    (tmp_path / "two.json").write_text(json.dumps(record("m", "claa", "fastkv")))
+    drawn = record("m", "claa")
+    eval_quality_plot.add(drawn, f"steps={tmp_path / 'one.json'}")
+    eval_quality_plot.add(drawn, f"other={tmp_path / 'two.json'}")
+    names = ["dense", "claa", "steps", "other, claa", "other, fastkv"]
+    assert [entry["ranker"] for entry in drawn["cells"]] == names == [entry["ranker"] for entry in drawn["ttft"]]
+    for argument, why in (
+        (f"{tmp_path / 'one.json'}", "expected LABEL=FILE"),
+        (f"a={tmp_path / 'one.json'}", "is of m"),
+    ):
+        with pytest.raises(eval_quality_plot.PlotError, match=why):
+            eval_quality_plot.add(record("n"), argument)
+
+
 # --- rankings made elsewhere ---
 
 
