@@ -22,12 +22,14 @@ class Work(NamedTuple):
 
     passes: layers run, whatever their rows: weights are read, kernels launched.
     rows: tokens per layer. pairs: query-key pairs per layer, in a causal mask. prunes: forwards that rank and prune.
+    eager: those of the passes whose kernels are launched one by one, not by a CUDA graph.
     """
 
     passes: float = 0
     rows: float = 0
     pairs: float = 0
     prunes: float = 0
+    eager: float = 0
 
     def plus(self, other: Work) -> Work:
         """Both together."""
@@ -41,6 +43,7 @@ class Constants(NamedTuple):
     per_row: float
     per_pair: float
     per_prune: float
+    per_eager: float = 0.0  # launching a layer's kernels, beyond what it computes: nothing where that takes longer
 
 
 def span_work(layers: int, prefix: int, end: int) -> Work:
@@ -48,19 +51,20 @@ def span_work(layers: int, prefix: int, end: int) -> Work:
     rows = end - prefix
     if rows <= 0:
         return Work()
-    return Work(layers, layers * rows, layers * (rows * prefix + rows * (rows + 1) / 2))
+    return Work(layers, layers * rows, layers * (rows * prefix + rows * (rows + 1) / 2), eager=layers)
 
 
-def prefill_work(layers: int, prefix: int, end: int, chunk: int) -> Work:
-    """As `span_work`, in as many forwards as chunks of `chunk` tokens take."""
-    forwards = -(-max(0, end - prefix) // chunk)
-    return span_work(layers, prefix, end)._replace(passes=layers * forwards)
+def prefill_work(layers: int, prefix: int, end: int, chunk: int, graph_tokens: int = 0) -> Work:
+    """As `span_work`, in forwards of at most `chunk` tokens; those of at most `graph_tokens` run in a CUDA graph."""
+    whole, rest = divmod(max(0, end - prefix), chunk)
+    eager = whole * (chunk > graph_tokens) + (rest > graph_tokens)
+    return span_work(layers, prefix, end)._replace(passes=layers * (whole + (rest > 0)), eager=layers * eager)
 
 
 def pruned_work(
     prune_layers: Iterable[int], kept: Iterable[int], num_layers: int, prefix: int, end: int, chunk: int
 ) -> Work:
-    """Early layers over tokens [prefix, end) of a prompt, and after each prune layer its kept tokens."""
+    """Early layers over tokens [prefix, end) of a prompt, and after each prune layer its kept tokens; all eagerly."""
     prunes = list(prune_layers)
     total = prefill_work(prunes[0] + 1, prefix, end, chunk)
     for first, last, count in zip(prunes, [*prunes[1:], num_layers - 1], kept, strict=True):

@@ -19,6 +19,9 @@ from claa_sglang.cost import Constants
 ROWS = 1024  # enough to be bound by arithmetic
 FEW_ROWS = 8  # bound by reading weights and by launching
 LAUNCHES = 12  # kernels of a layer, about
+# What a layer takes SGLang's Python, in launches: on an H200 the 30 layers of SmolLM2 take 17 ms when a graph launches
+# them, and 35 when they are pruned (the fastest of each, benchmarks/results/quality_h200.json).
+EAGER_LAUNCHES = 80
 PRUNE_LAUNCHES = 60  # of a prune: scores of a few layers, a sort, gathers, a second plan for attention
 ROUNDS = 5
 
@@ -48,6 +51,8 @@ def measure(
         per_row=linear / ROWS,
         per_pair=attention / (ROWS * (ROWS + 1) / 2),
         per_prune=PRUNE_LAUNCHES * launch,
+        # Launching goes on while the GPU computes, and shows only beyond that.
+        per_eager=max(launch, EAGER_LAUNCHES * launch - linear - attention) if device.type == "cuda" else 0.0,
     )
 
 

@@ -45,12 +45,17 @@ class Policy:
         config: the server's configuration.
         cost: expected times, refined by the caller.
         chunk: tokens of a prefill chunk.
+        graph_tokens: how many tokens of dense requests a CUDA graph computes at most, 0 without graphs. A pruned
+            forward runs eagerly: in a model so small that launching takes longest, that costs more than it gains.
     """
 
-    def __init__(self, config: ClaaConfig, cost: CostModel, chunk: int) -> None:
+    def __init__(
+        self, config: ClaaConfig, cost: CostModel, chunk: int, graph_tokens: Callable[[], int] = lambda: 0
+    ) -> None:
         self.cost = cost
         self._config = config
         self._chunk = chunk
+        self._graph_tokens = graph_tokens
         self._uses = PrefixUses()
 
     def note(self, tokens: Sequence[int], key: str, hits: Hits) -> float:
@@ -92,7 +97,7 @@ class Policy:
         return self.cost.seconds(pruned) - self.cost.seconds(dense)
 
     def _dense(self, hit: int, tokens: int) -> Work:
-        return prefill_work(self._config.num_layers, hit, tokens, self._chunk)
+        return prefill_work(self._config.num_layers, hit, tokens, self._chunk, self._graph_tokens())
 
     def _pruned(self, steps: Sequence[PruneStep], hit: int, tokens: int) -> Work:
         kept = kept_counts(tokens, (step.keep_rate for step in steps), self._config.window)

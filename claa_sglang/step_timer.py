@@ -14,6 +14,12 @@ from claa_sglang.cost import CostModel, Work
 PENDING = 64  # steps whose events have not passed; more are dropped, oldest first
 
 
+class Step:
+    """One forward. work: what it did; none teaches nothing."""
+
+    work = Work()
+
+
 class StepTimer:
     """Feeds a cost model with what forwards took on this device."""
 
@@ -23,18 +29,19 @@ class StepTimer:
         self._pending: deque[tuple[Work, torch.cuda.Event, torch.cuda.Event]] = deque(maxlen=PENDING)
 
     @contextmanager
-    def step(self, work: Work) -> Iterator[None]:
-        """Around one forward that does `work`. One that raises is not counted."""
+    def step(self) -> Iterator[Step]:
+        """Around one forward; what it did is to be set before the end. One that raises is not counted."""
+        step = Step()
         if not self._cuda:
             start = time.perf_counter()
-            yield
-            self._cost.observe(work, time.perf_counter() - start)
+            yield step
+            self._cost.observe(step.work, time.perf_counter() - start)
             return
         events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         events[0].record()
-        yield
+        yield step
         events[1].record()
-        self._pending.append((work, *events))
+        self._pending.append((step.work, *events))
 
     def collect(self) -> None:
         """Hand on the steps that the device has finished."""

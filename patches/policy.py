@@ -48,8 +48,15 @@ class LivePolicy:
         )
         cost = CostModel(start)
         self.config = config
-        self.policy = Policy(config, cost, chunk if chunk and chunk > 0 else NO_CHUNK)
+        self.policy = Policy(
+            config, cost, chunk if chunk and chunk > 0 else NO_CHUNK, graph_tokens=lambda: _graph_tokens(runner)
+        )
         self.timer = StepTimer(cost, torch.device(runner.device))
+
+
+def _graph_tokens(runner: Any) -> int:
+    """Most tokens of a prefill graph; 0 without such graphs. They are captured after the policy is made."""
+    return getattr(getattr(runner, "prefill_cuda_graph_runner", None), "max_num_tokens", 0)
 
 
 def live_policy(pool: Any) -> LivePolicy | None:
@@ -95,8 +102,11 @@ def time_prefill(original: Callable[..., Any], runner: Any, forward_batch: Any, 
     live = live_policy(runner.req_to_token_pool)
     if live is None or not forward_batch.forward_mode.is_extend():
         return original(runner, forward_batch, *args, **kwargs)
-    with live.timer.step(work_of(forward_batch, live.config)):
-        return original(runner, forward_batch, *args, **kwargs)
+    with live.timer.step() as step:
+        output = original(runner, forward_batch, *args, **kwargs)
+        work = work_of(forward_batch, live.config)
+        step.work = work._replace(eager=0) if output.can_run_graph else work
+    return output
 
 
 def work_of(forward_batch: Any, config: ClaaConfig) -> Work:
@@ -118,7 +128,8 @@ def _level_work(layers: int, spans: list[tuple[int, int]]) -> Work:
     total = Work()
     for prefix, end in spans:
         total = total.plus(span_work(layers, prefix, end))
-    return total._replace(passes=layers if total.rows else 0)
+    passes = layers if total.rows else 0
+    return total._replace(passes=passes, eager=passes)
 
 
 HOOKS = (

@@ -9,26 +9,29 @@ from hypothesis import strategies as st
 
 from claa_sglang.cost import BOUNDS, Constants, CostModel, Work, prefill_work, pruned_work, span_work
 
-TRUE = Constants(per_pass=2e-4, per_row=1e-6, per_pair=1e-10, per_prune=3e-3)
+TRUE = Constants(per_pass=2e-4, per_row=1e-6, per_pair=1e-10, per_prune=3e-3, per_eager=3e-4)
 
 
-def brute_work(layers: int, prefix: int, end: int, chunk: int) -> Work:
-    passes = rows = pairs = 0
+def brute_work(layers: int, prefix: int, end: int, chunk: int, graph_tokens: int) -> Work:
+    passes = rows = pairs = eager = 0
     start = prefix
     while start < end:
         stop = min(end, start + chunk)
         passes += layers
+        eager += layers if stop - start > graph_tokens else 0
         for position in range(start, stop):
             rows += layers
             pairs += layers * (position + 1)
         start = stop
-    return Work(passes, rows, pairs)
+    return Work(passes, rows, pairs, eager=eager)
 
 
-@given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 60), st.integers(1, 30))
-def test_work_of_a_prefill_is_that_of_its_chunks(layers: int, prefix: int, new: int, chunk: int) -> None:
-    assert prefill_work(layers, prefix, prefix + new, chunk) == pytest.approx(
-        brute_work(layers, prefix, prefix + new, chunk)
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 60), st.integers(1, 30), st.integers(0, 40))
+def test_work_of_a_prefill_is_that_of_its_chunks(
+    layers: int, prefix: int, new: int, chunk: int, graph_tokens: int
+) -> None:
+    assert prefill_work(layers, prefix, prefix + new, chunk, graph_tokens) == pytest.approx(
+        brute_work(layers, prefix, prefix + new, chunk, graph_tokens)
     )
 
 
@@ -44,7 +47,8 @@ def steps(count: int, seed: int = 0) -> list[Work]:
     found = []
     for _ in range(count):
         prefix, rows = int(rng.integers(0, 8000)), int(rng.integers(16, 4000))
-        found.append(span_work(32, prefix, prefix + rows)._replace(prunes=float(rng.integers(0, 2))))
+        eager, prunes = (0.0, 0.0) if rng.integers(0, 2) else (32.0, float(rng.integers(0, 2)))
+        found.append(span_work(32, prefix, prefix + rows)._replace(prunes=prunes, eager=eager))
     return found
 
 

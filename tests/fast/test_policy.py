@@ -115,6 +115,28 @@ def test_a_keep_rate_of_one_never_pays() -> None:
     assert not World().policy.choose(50_000, (step,), Hits(0, 0), lambda: 0).prune
 
 
+@pytest.mark.parametrize(("graph_tokens", "prunes"), [(CHUNK, False), (0, True)])
+def test_a_model_that_launching_holds_up_is_not_pruned_where_dense_runs_in_graphs(
+    graph_tokens: int, prunes: bool
+) -> None:
+    """SmolLM2-135M on an H200: 8K tokens are computed faster than its kernels are launched one by one."""
+    small = Constants(per_pass=5e-5, per_row=2e-8, per_pair=3e-12, per_prune=3e-4, per_eager=4e-4)
+    policy = Policy(CONFIG, CostModel(small), CHUNK, lambda: graph_tokens)
+    choice = policy.choose(7900, (STEP,), Hits(0, 0), lambda: 0)
+    assert choice.prune == prunes, choice.reason
+
+
+def test_what_launching_takes_is_learned_from_pruned_steps() -> None:
+    """Expected to be too dear, pruning is taken up once a few steps have shown that it is not."""
+    truth = H200._replace(per_eager=1e-5)
+    policy = Policy(CONFIG, CostModel(H200._replace(per_eager=2e-3)), CHUNK, lambda: CHUNK)
+    assert not policy.choose(4096, (STEP,), Hits(0, 0), lambda: 0).prune
+    for tokens in (4096, 32_768, 10_000, 20_000):
+        for work in (policy._dense(0, tokens), policy._pruned((STEP,), 0, tokens)):
+            policy.cost.observe(work, float(np.dot(work, truth)))
+    assert policy.choose(4096, (STEP,), Hits(0, 0), lambda: 0).prune
+
+
 def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> None:
     """Beside the last token, once more, in the early ones; layers between the prunes are not run."""
     steps = [
@@ -128,5 +150,5 @@ def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> Non
         [state], rows=[1], prefix_lens=[99], extend_lens=[1], last_chunk=[True], table_stride=4, num_steps=2
     )
     batch = SimpleNamespace(model_specific_states={"claa": plan})
-    expected = span_work(4, 99, 100).plus(span_work(2, 8, 20))
+    expected = span_work(4, 99, 100).plus(span_work(2, 8, 20))  # six layers, launched one by one
     assert work_of(batch, config) == expected._replace(prunes=1)

@@ -18,14 +18,16 @@ START = Constants(1e-3, 1e-5, 1e-9, 1e-3)  # 20 ms for WORK
 
 def test_a_step_is_timed() -> None:
     model = CostModel(START)
-    with StepTimer(model, torch.device("cpu")).step(WORK):
+    with StepTimer(model, torch.device("cpu")).step() as step:
         time.sleep(0.03)
+        step.work = WORK
     assert model.steps == 1 and 0.025 < model.seconds(WORK) < 0.06
 
 
 def test_a_step_that_fails_is_not() -> None:
     model = CostModel(START)
-    with pytest.raises(ZeroDivisionError), StepTimer(model, torch.device("cpu")).step(WORK):
+    with pytest.raises(ZeroDivisionError), StepTimer(model, torch.device("cpu")).step() as step:
+        step.work = WORK
         _ = 1 / 0
     assert model.steps == 0
 
@@ -34,5 +36,6 @@ def test_a_machine_is_measured() -> None:
     found = measure(
         hidden_size=64, heads=2, head_dim=32, weights=50_000, dtype=torch.float32, device=torch.device("cpu")
     )
-    assert all(math.isfinite(value) and value > 0 for value in found)
+    assert all(math.isfinite(value) and value > 0 for value in found[:4])
+    assert found.per_eager == 0  # the CPU has no graphs
     assert found.per_row < found.per_pass < 1

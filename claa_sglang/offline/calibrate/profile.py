@@ -62,7 +62,7 @@ def make(
             "bounds": "one-sided, bootstrap over prompts: 95 % on the calibration text, 99 % on held-out text",
             "prompts": "; ".join(contents(one) for one in (calibrated, *held_out)),
             "predicted": f"{verdict.candidate.share:.3f} of dense prefill time at {price.tokens:,} tokens, seconds per "
-            f"layer pass, row, pair, prune: {', '.join(f'{c:.3g}' for c in price.constants)}",
+            f"layer pass, row, pair, prune: {', '.join(f'{c:.3g}' for c in price.constants[:4])}",
         },
     )
 
