@@ -1,6 +1,6 @@
 """Every attention backend: the same answers as dense, decode graphs as eager, no host wait that dense lacks.
 
-    python -m benchmarks.backends [--backends fa3 …] [--schedule 15:0.4,23:0.15] [--out FILE]
+    python -m benchmarks.backends [--backends fa3 …] [--answers-only] [--schedule 15:0.4,23:0.15] [--out FILE]
 
 Each backend in a process of its own, with two engines one after the other, in bf16, `--claa-policy always` and SGLang's
 default CUDA graphs, but decode graphs for batches of up to four requests, so that larger batches run eagerly.
@@ -62,7 +62,7 @@ def main() -> int:
     args.backends = args.backends or list(GPU_BACKENDS if gpu else CPU_BACKENDS)
     model = str(args.model or small_model.prepare(ROOT / small_model.DEFAULT_DIR))
     with tempfile.TemporaryDirectory() as home:
-        shape = str(shapes.write(args.shape, Path(home))) if gpu else None
+        shape = str(shapes.write(args.shape, Path(home))) if gpu and not args.answers_only else None
         results = run_all(args.backends, model, shape, args.schedule)
     limit = noise(results)
     failures = verdict(results, limit, steps=len(args.schedule.split(",")) if args.schedule else 1)
@@ -78,6 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a checkpoint whose answers are compared (default: SmolLM2)")
     parser.add_argument("--shape", choices=shapes.SHAPES, default="llama-3.1-8b", help="traced; default: %(default)s")
     parser.add_argument("--backends", nargs="+", choices=[*GPU_BACKENDS, *CPU_BACKENDS], help="default: all")
+    parser.add_argument("--answers-only", action="store_true", help="trace nothing; as on the CPU engine")
     parser.add_argument("--schedule", help="prune steps, as --claa-schedule reads them; default: one step")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "backends.json")
     return parser.parse_args()
@@ -114,12 +115,8 @@ def _share(alone: Lock) -> None:
 
 
 def measure(name: str, model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
-    """Everything of one backend. shape: None on the CPU engine, which is not traced."""
-    from claa_sglang import refusals
-
-    # What is refused until this benchmark has shown it.
-    refusals.RULES = tuple(rule for rule in refusals.RULES if rule.id != "decode-cuda-graph-backend")
-    own = {} if shape else CPU_ENGINE
+    """Everything of one backend. shape: None for no trace."""
+    own = CPU_ENGINE if name in CPU_BACKENDS else {}
     with engine_of(name, schedule, {"model_path": model, **answers.OPTIONS, **own}) as engine:
         found: dict[str, Any] = {"keep 1": answers.keep_one(engine), "graphs": answers.decoding(engine)}
         difference = answers.largest(found["keep 1"]["dense"], found["keep 1"]["keep 1"])
@@ -135,7 +132,8 @@ def measure(name: str, model: str, shape: str | None, schedule: str | None) -> d
     with engine_of(name, schedule, {"model_path": shape, **shapes.RANDOM_WEIGHTS, **prefill.OPTIONS}) as engine, _alone:
         for length in prefill.LENGTHS:
             found["prefill"][str(length)] = prefill.measure(engine, length)
-            say(name, f"prefill of {length}: {found['prefill'][str(length)]}")
+            for kind, seen in found["prefill"][str(length)].items():
+                say(name, f"prefill of {length}, {kind}: {seen['ttft seconds']:.4f} s, waits {seen['waits']}")
         found["startup seconds"] = engine.get_server_info()["claa"]["startup_parts"]
     return found
 
@@ -253,7 +251,9 @@ def write(
             "keep 1": answers.LENGTHS,
             "decoded": answers.DECODE_LENGTHS,
         },
-        "traced": {"shape": args.shape, "chunk": prefill.CHUNK, "prompts": prefill.LENGTHS},
+        "traced": {"shape": args.shape, "chunk": prefill.CHUNK, "prompts": prefill.LENGTHS}
+        if any(found.get("prefill") for found in results.values())
+        else None,
         "versions": {name: version(name) for name in ("claa-sglang", "sglang", "torch", "triton")},
         "largest difference of two backends, both dense": limit,
         "failures": failures,

@@ -5,10 +5,11 @@
     python -m benchmarks.eval_quality prompts.jsonl.xz --url http://127.0.0.1:30000 --rankers claa fastkv
 
 Every prompt is asked dense and, for every ranker and keep rate, pruned, by the switch that each request has. Per task,
-source of text, length, ranker and keep rate: accuracy; its difference to dense, paired; McNemar's exact test; how often
-the answer is dense's to the letter; and the KL divergence of the first token, a lower bound from the likeliest tokens
-(`quality.statistics`). `--time` adds TTFT, one request at a time. Answers are appended to a file as they come: started
-again, the script asks only for what is missing; without --url and --engine it counts what is in `--answers`.
+source of text, length, ranker and keep rate: accuracy; its difference to dense, paired, and the first ranker's to it;
+McNemar's exact test; how often the answer is dense's to the letter; and the KL divergence of the first token, a lower
+bound from the likeliest tokens (`quality.statistics`). `--time` adds TTFT, one request at a time. Answers are appended
+to a file as they come: started again, the script asks only for what is missing; without --url and --engine it counts
+what is in `--answers`.
 
 A ranking made elsewhere, such as an oracle's, comes from a file: `--given oracle=rankings.jsonl`.
 `benchmarks.eval_quality_plot` draws the frontier from the result.
@@ -38,7 +39,7 @@ from benchmarks.quality.answers import Answers, Known, read
 from benchmarks.quality.asking import TOP_LOGPROBS, Job, ask_all, pending
 from benchmarks.quality.endpoints import EngineEndpoint, UrlEndpoint
 from benchmarks.quality.settings import DEFAULT_RANKER, Rankings, Setting, load_rankings, options, settings
-from benchmarks.quality.statistics import ALL, cells
+from benchmarks.quality.statistics import ALL, EVERY_LENGTH, cells
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.record import Prompt, load
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run, times = {"count only": True, **facts}, []
     found = cells(prompts, known, wanted)
     tables.show(found, times)
-    counted = {cell.length: cell.n for cell in found if cell.task == cell.source == ALL}
+    counted = {cell.length: cell.n for cell in found if cell.task == cell.source == ALL and cell.length != EVERY_LENGTH}
     record = {
         "command": "python -m benchmarks.eval_quality " + " ".join(argv),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

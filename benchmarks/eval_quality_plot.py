@@ -1,11 +1,13 @@
 """Draw the frontier of `benchmarks.eval_quality`: accuracy against TTFT, one line per ranker.
 
     python -m benchmarks.eval_quality_plot benchmarks/results/quality.json [--out quality.png] [--task TASK]
-        [--add "two prunes=benchmarks/results/quality_steps.json" …]
+        [--times TIMES.json] [--add "two prunes=benchmarks/results/quality_steps.json=TIMES_OF_THESE.json" …]
 
 One panel per length. A point is a keep rate: to the left is faster, up is better; dense is the point at 1. Bars are the
 95 % intervals of the result. Needs a result that was measured with --time. `--add` draws the pruned runs of another
-result, with other servers, as lines of their own.
+result, with other servers, as lines of their own. `--times` takes TTFT from another result, where the machine that
+answered is so fast for the model that launching kernels is all that takes time; a ranker without a time there has that
+of another at the same rate, as rankers cost next to nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 DENSE, ALL = "dense", "all"
+ANY = None  # ranker
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     record = json.loads(args.result.read_text())
+    if args.times:
+        timed = json.loads(args.times.read_text())
+        record["ttft"], record["timed on"] = timed["ttft"], timed["device"]
     try:
         for argument in args.add:
             add(record, argument)
@@ -45,7 +51,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("result", type=Path, help="JSON of benchmarks.eval_quality --time")
     parser.add_argument("--task", default=ALL, help="default: %(default)s")
     parser.add_argument("--source", default=ALL, help="of text; default: %(default)s")
-    parser.add_argument("--add", nargs="+", default=[], metavar="LABEL=FILE", help="results of other servers")
+    parser.add_argument("--add", nargs="+", default=[], metavar="LABEL=FILE[=TIMES]", help="results of other servers")
+    parser.add_argument("--times", type=Path, help="another result, which has the times")
     parser.add_argument("--out", type=Path, help="PNG to write (default: beside the result)")
     return parser.parse_args(argv)
 
@@ -55,16 +62,17 @@ class PlotError(ValueError):
 
 
 def add(record: dict[str, Any], argument: str) -> None:
-    """Add the pruned runs of `argument`, LABEL=FILE, to the record, LABEL in place of the ranker's name.
+    """Add the pruned runs of `argument`, LABEL=FILE or LABEL=FILE=TIMES, to the record, LABEL as the ranker's name.
 
     Raises PlotError if it is of another model.
     """
-    label, _, file = argument.partition("=")
-    if not file:
-        raise PlotError(f"--add {argument!r}: expected LABEL=FILE")
-    other = json.loads(Path(file).read_text())
+    label, *files = argument.split("=")
+    if len(files) not in (1, 2):
+        raise PlotError(f"--add {argument!r}: expected LABEL=FILE or LABEL=FILE=TIMES")
+    other, timed = (json.loads(Path(file).read_text()) for file in (files[0], files[-1]))
+    other["ttft"] = timed["ttft"]
     if other["model"] != record["model"]:
-        raise PlotError(f"{file} is of {other['model']}, not of {record['model']}")
+        raise PlotError(f"{files[0]} is of {other['model']}, not of {record['model']}")
     for kind in ("cells", "ttft"):
         pruned = [entry for entry in other[kind] if entry["ranker"] != DENSE]
         names = {name: label for name in {entry["ranker"] for entry in pruned}}
@@ -75,7 +83,10 @@ def add(record: dict[str, Any], argument: str) -> None:
 
 def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
     """Write the plot. record: a result of benchmarks.eval_quality. Raises PlotError."""
-    ratios = {(t["length"], t["ranker"], t["keep_rate"]): t["ratio"] for t in record["ttft"]}
+    ratios = {}
+    for t in record["ttft"]:
+        ratios[t["length"], t["ranker"], t["keep_rate"]] = t["ratio"]
+        ratios.setdefault((t["length"], ANY, t["keep_rate"]), t["ratio"])
     if not ratios:
         raise PlotError("it has no times: measure with --time")
     cells = [cell for cell in record["cells"] if (cell["task"], cell["source"]) == (task, source)]
@@ -90,20 +101,23 @@ def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
         panel.set_title(f"{length:,} tokens")
     panels[0][0].set_ylabel("accuracy, %")
     panels[0][-1].legend(fontsize="small")
-    figure.supxlabel("TTFT, as a share of dense")
+    figure.supxlabel(f"TTFT, as a share of dense ({record.get('timed on', record['device'])})")
     figure.suptitle(f"{record['model']}, {record['device']}, task: {task}, text: {source}", fontsize="medium")
     figure.savefig(out, dpi=150)
     pyplot.close(figure)
     print(out)
 
 
-def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int, str, float], float]) -> None:
+def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int, str | None, float], float]) -> None:
     for cell in cells:
         if cell["ranker"] == DENSE:
             panel.axhline(100 * cell["accuracy"]["mean"], color="grey", linewidth=0.8, linestyle=":")
     for ranker in dict.fromkeys(cell["ranker"] for cell in cells):
         mine = sorted((c for c in cells if c["ranker"] == ranker), key=lambda c: c["keep_rate"])
-        x = [ratios[c["length"], ranker, c["keep_rate"]] for c in mine]
+        x = [
+            ratios.get((c["length"], ranker, c["keep_rate"]), ratios.get((c["length"], ANY, c["keep_rate"])))
+            for c in mine
+        ]
         means, lows, highs = ([100 * c["accuracy"][end] for c in mine] for end in ("mean", "low", "high"))
         below = [mean - low for mean, low in zip(means, lows, strict=True)]
         above = [high - mean for mean, high in zip(means, highs, strict=True)]

@@ -43,6 +43,7 @@ def measure(engine: Any, length: int) -> dict[str, Any]:
         ttft, own = statistics.median(times[WARM:]), trace.own_seconds(events)
         found[kind] = {"ttft seconds": ttft, "waits": trace.waits(events), "own seconds": own}
         found[kind]["gpu seconds"] = trace.gpu_seconds(events)
+        found[kind]["kernels: runs, seconds"] = trace.kernel_seconds(events)
         found[kind]["own share"] = sum(own.values()) / ttft
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 # CUDA calls in which the host waits for the device.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 OWN = "claa::"
+NAME = 120  # characters of a kernel's name; template arguments go on for pages
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
@@ -62,3 +63,15 @@ def gpu_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
         until = max(until, end)
     idle = until - spans[0][0] - busy if spans else 0.0
     return {"busy": busy * 1e-6, "idle": idle * 1e-6}
+
+
+def kernel_seconds(events: list[dict[str, Any]], most: int = 20) -> dict[str, tuple[int, float]]:
+    """The kernels that took longest: how often each ran, and for how long together."""
+    runs: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") in ON_GPU:
+            name = event["name"][:NAME]
+            runs[name] += 1
+            total[name] += event["dur"] * 1e-6
+    return {name: (runs[name], seconds) for name, seconds in total.most_common(most)}

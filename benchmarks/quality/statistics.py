@@ -21,6 +21,7 @@ from claa_sglang.tasks.record import Prompt
 LEVEL = 0.95
 RESAMPLES = 2000
 ALL = "all"  # tasks, or sources: every prompt counts once
+EVERY_LENGTH = 0
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -49,7 +50,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of one setting over n prompts of one task, source and length."""
+    """Results of one setting over n prompts of one task, source and length (ALL, EVERY_LENGTH).
+
+    lead: accuracy of the first ranker at the same keep rate, less this one's, paired; None for the first and dense.
+    """
 
     task: str
     source: str
@@ -59,23 +63,31 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     accuracy: Interval
     to_dense: Comparison | None = None
+    lead: Interval | None = None
 
 
 def cells(
     prompts: Sequence[Prompt], known: Mapping[tuple[str, str], Answer], settings: Sequence[Setting]
 ) -> list[Cell]:
-    """A cell per task, source, length and setting; and per length and setting over all tasks, all sources, and both.
+    """A cell per task, source, length and setting; others over all tasks, sources, or several lengths.
 
     known: by prompt key and setting name. Prompts that are not answered under every setting are left out, so that all
     settings are judged on the same ones. Prompts without expected answers are left out as well.
     """
     groups: dict[tuple[str, str, int], list[Prompt]] = defaultdict(list)
+    several = len({prompt.length for prompt in prompts}) > 1
+    first = next((setting.ranker for setting in settings if not setting.dense), None)
     for prompt in prompts:
         if prompt.answers and all((prompt.key, setting.name) in known for setting in settings):
             for task in (prompt.task, ALL):
                 for source in (prompt.source, ALL):
-                    groups[task, source, prompt.length].append(prompt)
-    return [_cell(group, members, setting, known) for group, members in sorted(groups.items()) for setting in settings]
+                    for length in (prompt.length, EVERY_LENGTH) if several else (prompt.length,):
+                        groups[task, source, length].append(prompt)
+    return [
+        _cell(group, members, setting, known, first)
+        for group, members in sorted(groups.items())
+        for setting in settings
+    ]
 
 
 def _cell(
@@ -83,13 +95,17 @@ def _cell(
     prompts: Sequence[Prompt],
     setting: Setting,
     known: Mapping[tuple[str, str], Answer],
+    first: str | None,
 ) -> Cell:
     mine = [known[prompt.key, setting.name] for prompt in prompts]
     scores = _scores(prompts, mine)
-    comparison = None
+    comparison = lead = None
     if not setting.dense:
         dense = [known[prompt.key, DENSE.name] for prompt in prompts]
         comparison = compare(scores, _scores(prompts, dense), mine, dense)
+    if not setting.dense and setting.ranker != first:
+        theirs = [known[prompt.key, Setting(first, setting.keep_rate).name] for prompt in prompts]
+        lead = mean(_scores(prompts, theirs) - scores)
     return Cell(
         **dict(zip(("task", "source", "length"), group, strict=True)),
         ranker=setting.ranker,
@@ -97,6 +113,7 @@ def _cell(
         n=len(prompts),
         accuracy=mean_score(scores),
         to_dense=comparison,
+        lead=lead,
     )
 
 

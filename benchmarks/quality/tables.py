@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality.settings import DENSE_NAME
-from benchmarks.quality.statistics import ALL, Cell, Interval
+from benchmarks.quality.statistics import ALL, EVERY_LENGTH, Cell, Interval
 from benchmarks.quality.timing import Ttft
 
 
@@ -18,6 +18,8 @@ def show(cells: Sequence[Cell], times: Sequence[Ttft]) -> None:
     rankers = list(dict.fromkeys(cell.ranker for cell in cells if cell.ranker != DENSE_NAME))
     for ranker in rankers:
         console.print(_accuracy(ranker, cells))
+    if len(rankers) > 1:
+        console.print(_leads(cells, rankers[0]))
     console.print(_answers(cells))
     if times:
         console.print(_times(times))
@@ -34,7 +36,18 @@ def _accuracy(ranker: str, cells: Sequence[Cell]) -> Table:
         where = cell.task, cell.source, cell.length
         pruned = [found[*where, ranker, rate] for rate in rates]
         shown = [f"{_percent(one.accuracy.mean)}  {_points(one)}" for one in pruned]
-        table.add_row(cell.task, cell.source, str(cell.length), str(cell.n), _percent(cell.accuracy.mean), *shown)
+        table.add_row(cell.task, cell.source, _length(cell), str(cell.n), _percent(cell.accuracy.mean), *shown)
+    return table
+
+
+def _leads(cells: Sequence[Cell], first: str) -> Table:
+    table = Table("ranker", "keep", "task", "tokens", "n", "points", title=f"accuracy of {first}, less the ranker's")
+    lengths = {cell.length for cell in cells}
+    total = EVERY_LENGTH if EVERY_LENGTH in lengths else max(lengths)
+    for cell in cells:
+        if cell.lead is not None and cell.source == ALL and cell.length == total:
+            shown = cell.ranker, f"{cell.keep_rate:g}", cell.task, _length(cell), str(cell.n)
+            table.add_row(*shown, _interval(cell.lead))
     return table
 
 
@@ -49,7 +62,7 @@ def _answers(cells: Sequence[Cell]) -> Table:
         if cell.task == ALL and cell.source == ALL and beside is not None:
             kl = f"{_range(beside.first_token_kl)}, n = {beside.first_token_n}" if beside.first_token_kl else ""
             table.add_row(
-                *(cell.ranker, f"{cell.keep_rate:g}", str(cell.length), str(cell.n)),
+                *(cell.ranker, f"{cell.keep_rate:g}", _length(cell), str(cell.n)),
                 *(str(beside.only_dense), str(beside.only_pruned), f"{beside.p_value:.2g}"),
                 *(_percent(beside.agreement.mean), kl),
             )
@@ -66,13 +79,20 @@ def _times(times: Sequence[Ttft]) -> Table:
     return table
 
 
+def _length(cell: Cell) -> str:
+    return "all" if cell.length == EVERY_LENGTH else str(cell.length)
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
 def _points(cell: Cell) -> str:
     assert cell.to_dense is not None
-    found = cell.to_dense.difference
+    return _interval(cell.to_dense.difference)
+
+
+def _interval(found: Interval) -> str:
     return f"{100 * found.mean:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -247,6 +248,26 @@ def test_prompts_without_every_answer_are_left_out() -> None:
     del known[PROMPTS[0].key, "x 0.5"]
     counts = {c.task: c.n for c in statistics.cells(PROMPTS, known, [DENSE, Setting("x", 0.5)])}
     assert counts == {"a": 19, "b": 20, "all": 39}
+
+
+def test_all_lengths_together_and_the_first_ranker_s_lead() -> None:
+    prompts = [msgspec.structs.replace(p, length=length) for p in PROMPTS for length in (1000, 2000)]
+    prompts = [msgspec.structs.replace(p, seed=i) for i, p in enumerate(prompts)]
+    wanted = [DENSE, Setting("x", 0.5), Setting("y", 0.5)]
+    right = {DENSE.name: "7", "x 0.5": "7", "y 0.5": "8"}
+    known = {(p.key, s.name): Answer(p.key, s.name, right[s.name], 100, 100) for p in prompts for s in wanted}
+    found = {
+        (c.ranker, c.length): c
+        for c in statistics.cells(prompts, known, wanted)
+        if (c.task, c.source) == ("all", "all")
+    }
+    assert {at: cell.n for at, cell in found.items() if at[0] == "y"} == {
+        ("y", 0): 80,
+        ("y", 1000): 40,
+        ("y", 2000): 40,
+    }
+    assert found["x", 0].lead is None and found["dense", 0].lead is None
+    assert found["y", 0].lead is not None and found["y", 0].lead.mean == 1
 
 
 def test_coarse_kl_is_a_lower_bound() -> None:

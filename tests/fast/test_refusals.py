@@ -183,8 +183,6 @@ CASES = (
     Case(
         "decode-cuda-graph-breakable", {**CUDA, "disable_cuda_graph": False, "cuda_graph_backend_decode": "breakable"}
     ),
-    Case("decode-cuda-graph-backend", {**CUDA, "disable_cuda_graph": False, "attention_backend": "flashinfer"}),
-    Case("decode-cuda-graph-backend", {**CUDA, "disable_cuda_graph": False, "attention_backend": "triton"}),
     Case("hidden-states", {"enable_return_hidden_states": True}),
     Case("hidden-states", {"return_hidden_states_mode": "last"}),
     Case("hidden-states", {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"}),
@@ -278,6 +276,8 @@ PLAIN = (
     {**CUDA, "attention_backend": "flashinfer"},
     {**CUDA, "attention_backend": "triton"},
     {**CUDA, "disable_cuda_graph": False},  # fa3 with SGLang's default graphs
+    {**CUDA, "disable_cuda_graph": False, "attention_backend": "flashinfer"},
+    {**CUDA, "disable_cuda_graph": False, "attention_backend": "triton"},
 )
 
 

@@ -48,3 +48,9 @@ def test_the_gpu_is_busy_where_any_kernel_runs() -> None:
     kernels = [{"cat": "kernel", "name": "k", "ts": ts, "dur": dur} for ts, dur in ((10, 5), (12, 1), (14, 6), (30, 1))]
     assert trace.gpu_seconds(kernels) == {"busy": pytest.approx(11e-6), "idle": pytest.approx(10e-6)}
     assert trace.gpu_seconds([]) == {"busy": 0, "idle": 0}
+
+
+def test_kernels_are_summed_by_name_longest_first() -> None:
+    kernels = [{"cat": "kernel", "name": name, "ts": 0, "dur": dur} for name, dur in (("a", 2), ("b", 5), ("a", 2))]
+    assert trace.kernel_seconds(kernels) == {"b": (1, pytest.approx(5e-6)), "a": (2, pytest.approx(4e-6))}
+    assert list(trace.kernel_seconds(kernels, most=1)) == ["b"]
