@@ -72,8 +72,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cells": msgspec.to_builtins(found),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    args.out.write_text(text_of(record))
     return 0
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """As JSON, a line for each entry of a list, and floats to five digits: there are thousands of cells."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.5g}")
+        if isinstance(value, dict):
+            return {name: rounded(inner) for name, inner in value.items()}
+        return [rounded(inner) for inner in value] if isinstance(value, list) else value
+
+    def lines(value: Any) -> str:
+        if not isinstance(value, list) or not value:
+            return json.dumps(value)
+        return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+
+    return (
+        "{\n " + ",\n ".join(f"{json.dumps(name)}: {lines(value)}" for name, value in rounded(record).items()) + "\n}\n"
+    )
 
 
 def ask(

@@ -11,6 +11,7 @@ PROMPTS=${PROMPTS:-$OUT/prompts.jsonl.xz}           # made if it is not there
 SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
 PROFILE=claa_sglang/profiles/smollm2-135m-instruct.json
 STEPS=18:0.7:17+18,21:0.3:21 # what `calibrate --steps 2 --pool-kernel 13` chose: docs/calibration.md
+CLAA=(python3 -m claa_sglang.cli) # its command may not be on PATH
 TTFT=(python3 -m benchmarks.bench_ttft --shape llama-3.1-8b)
 
 ttft() { "${TTFT[@]}" --scenarios cold second-turn burst shared-prefix mixed --out "$OUT/ttft_h200.json"; }
@@ -48,10 +49,10 @@ startup() { "${TTFT[@]}" --scenarios startup --out "$OUT/startup_h200.json"; }
 kernels() { python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu; }
 
 quality() {
-    [[ -e $PROMPTS ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
+    [[ -e $PROMPTS ]] || "${CLAA[@]}" tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
         --sources prose repeated --count 100 --out "$PROMPTS"
     served profile quality_h200 "--claa-profile $PROFILE" \
-        --rankers claa claa:kernel=7 claa:kernel=21 fastkv gemfilter uniform --keep-rates 0.1 0.2 0.3 0.4 --time
+        --rankers claa claa:kernel=7 claa:kernel=13 fastkv gemfilter uniform --keep-rates 0.1 0.2 0.3 0.4 --time
 }
 
 steps() { # two prunes, which no request can ask for: servers of their own
@@ -61,9 +62,9 @@ steps() { # two prunes, which no request can ask for: servers of their own
 
 oracle() { # the oracle's own ranking beside the others, on fewer prompts: the model must answer each of them first
     local prompts=${ORACLE_PROMPTS:-$OUT/oracle_prompts.jsonl.xz} dir=$OUT/oracle
-    [[ -e $prompts ]] || claa-sglang tasks --model "$MODEL" --token-ids --lengths 1000 4000 --seed 11 \
+    [[ -e $prompts ]] || "${CLAA[@]}" tasks --model "$MODEL" --token-ids --lengths 1000 4000 --seed 11 \
         --sources prose repeated --count 6 --out "$prompts"
-    claa-sglang rank-report --model "$MODEL" --prompts "$prompts" --rankers claa --score-layers 1 --out "$dir" || return
+    "${CLAA[@]}" rank-report --model "$MODEL" --prompts "$prompts" --rankers claa --score-layers 1 --out "$dir" || return
     python3 -m benchmarks.eval_quality "$prompts" --engine "$MODEL" --profile "$PROFILE" --time \
         --rankers claa last-query fastkv gemfilter uniform --given oracle="$dir/oracle.jsonl" \
         --out "$OUT/quality_oracle_h200.json"
