@@ -112,6 +112,7 @@ def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int,
     for cell in cells:
         if cell["ranker"] == DENSE:
             panel.axhline(100 * cell["accuracy"]["mean"], color="grey", linewidth=0.8, linestyle=":")
+    labelled, leftmost = set[float](), 1.0
     for ranker in dict.fromkeys(cell["ranker"] for cell in cells):
         mine = sorted((c for c in cells if c["ranker"] == ranker), key=lambda c: c["keep_rate"])
         x = [
@@ -123,12 +124,14 @@ def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int,
         above = [high - mean for mean, high in zip(means, highs, strict=True)]
         style = {"color": "black", "marker": "*", "markersize": 10} if ranker == DENSE else {"marker": "o"}
         panel.errorbar(x, means, yerr=[below, above], capsize=2, linewidth=1.2, elinewidth=0.7, label=ranker, **style)
-        if ranker != DENSE:
-            for point, mean, cell in zip(x, means, mine, strict=True):
+        for point, mean, cell in zip(x, means, mine, strict=True):
+            if ranker != DENSE and point not in labelled:  # rankers share times, and so places
+                labelled.add(point)
                 panel.annotate(
                     f"{cell['keep_rate']:g}", (point, mean), (4, -10), textcoords="offset points", fontsize=7
                 )
-    panel.set_xlim(0, 1.08)
+        leftmost = min(leftmost, *x)
+    panel.set_xlim(leftmost - 0.05, max(panel.get_xlim()[1], 1.05))
     panel.grid(alpha=0.3)
 
 
