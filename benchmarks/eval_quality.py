@@ -77,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def text_of(record: dict[str, Any]) -> str:
-    """As JSON, a line for each entry of a list, and floats to five digits: there are thousands of cells."""
+    """As JSON, a line for each entry of a list, and floats to seven digits: there are thousands of cells."""
 
     def rounded(value: Any) -> Any:
         if isinstance(value, float):
-            return float(f"{value:.5g}")
+            return float(f"{value:.7g}")
         if isinstance(value, dict):
             return {name: rounded(inner) for name, inner in value.items()}
         return [rounded(inner) for inner in value] if isinstance(value, list) else value
