@@ -47,7 +47,7 @@ class Constants(NamedTuple):
 
 
 def span_work(layers: int, prefix: int, end: int) -> Work:
-    """Layers over tokens [prefix, end) of one sequence in one forward; nothing if that is empty."""
+    """Layers over tokens [prefix, end) of one sequence in one eager forward; nothing if that is empty."""
     rows = end - prefix
     if rows <= 0:
         return Work()

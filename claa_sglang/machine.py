@@ -51,9 +51,16 @@ def measure(
         per_row=linear / ROWS,
         per_pair=attention / (ROWS * (ROWS + 1) / 2),
         per_prune=PRUNE_LAUNCHES * launch,
-        # Launching goes on while the GPU computes, and shows only beyond that.
-        per_eager=max(launch, EAGER_LAUNCHES * launch - linear - attention) if device.type == "cuda" else 0.0,
+        per_eager=launching(launch, linear + attention) if device.type == "cuda" else 0.0,
     )
+
+
+def launching(launch: float, computing: float) -> float:
+    """Seconds that launching a layer eagerly takes beyond `computing` it, meanwhile. launch: of one kernel.
+
+    Never nothing: constants are learned as multiples of these.
+    """
+    return max(launch, EAGER_LAUNCHES * launch - computing)
 
 
 def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:

@@ -102,9 +102,9 @@ def time_prefill(original: Callable[..., Any], runner: Any, forward_batch: Any, 
     live = live_policy(runner.req_to_token_pool)
     if live is None or not forward_batch.forward_mode.is_extend():
         return original(runner, forward_batch, *args, **kwargs)
+    work = work_of(forward_batch, live.config)  # before the forward, which may pad the batch
     with live.timer.step() as step:
         output = original(runner, forward_batch, *args, **kwargs)
-        work = work_of(forward_batch, live.config)
         step.work = work._replace(eager=0) if output.can_run_graph else work
     return output
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.util import Retry
@@ -86,7 +87,7 @@ class UrlEndpoint:
     def __init__(self, urls: Sequence[str], in_flight: int):
         self.urls = [url.rstrip("/") for url in urls]
         infos = [self._info(url) for url in self.urls]
-        self.device = _device(infos[0])
+        self.device = _device(self.urls[0], infos[0])
         if len({json.dumps((info["model_path"], info["claa"]["config"])) for info in infos}) > 1:
             raise ValueError(f"{', '.join(self.urls)} differ in model or CLAA's configuration: give servers alike")
         self._threads = ThreadPoolExecutor(in_flight)
@@ -125,12 +126,13 @@ class UrlEndpoint:
         self._threads.shutdown()
 
 
-def _device(info: Mapping[str, Any]) -> str:
-    """What a server runs on: the GPU's name if this machine has one, for servers elsewhere what SGLang says."""
+def _device(url: str, info: Mapping[str, Any]) -> str:
+    """What a server runs on: on this machine the GPU's name, elsewhere what SGLang says ("cuda")."""
     import torch
 
     device = str(info.get("device", "unknown"))
-    return torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
+    here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return torch.cuda.get_device_name() if here and device == "cuda" and torch.cuda.is_available() else device
 
 
 def request_body(

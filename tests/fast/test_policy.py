@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
+import torch
+from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 
 from claa_sglang.batch_plan import plan_extend
 from claa_sglang.config import ClaaConfig, PruneStep
-from claa_sglang.cost import Constants, CostModel, span_work
-from claa_sglang.patches.policy import work_of
+from claa_sglang.cost import Constants, CostModel, Work, span_work
+from claa_sglang.patches.policy import _graph_tokens, time_prefill, work_of
 from claa_sglang.policy import Hits, Policy
 from claa_sglang.request import RequestOptions
 from claa_sglang.state import RequestState
+from claa_sglang.step_timer import StepTimer
 
 STEP = PruneStep(prune_layer=15, keep_rate=0.2, score_layers=(12, 13, 14, 15))
 CONFIG = ClaaConfig(steps=(STEP,), num_layers=32)
@@ -137,6 +142,37 @@ def test_what_launching_takes_is_learned_from_pruned_steps() -> None:
     assert policy.choose(4096, (STEP,), Hits(0, 0), lambda: 0).prune
 
 
+@pytest.mark.parametrize("in_graph", [True, False])
+def test_a_step_in_a_graph_teaches_nothing_of_launching(in_graph: bool) -> None:
+    """On a GPU alone; the CPU engine has no prefill graphs."""
+    seen = []
+
+    class Cost:
+        def observe(self, work: Work, seconds: float) -> None:
+            seen.append(work)
+
+    batch = SimpleNamespace(
+        forward_mode=SimpleNamespace(is_extend=lambda: True),
+        model_specific_states={},
+        extend_prefix_lens_cpu=[10, 0],
+        extend_seq_lens_cpu=[5, 7],
+    )
+    live = SimpleNamespace(config=CONFIG, timer=StepTimer(Cost(), torch.device("cpu")))
+    runner = SimpleNamespace(req_to_token_pool=SimpleNamespace(claa_policy=live))
+    output = SimpleNamespace(can_run_graph=in_graph)
+    assert time_prefill(lambda *_: output, runner, batch) is output
+    (work,) = seen
+    assert (work.passes, work.rows, work.eager) == (32, 32 * 12, 0 if in_graph else 32)
+
+
+def test_what_prefill_graphs_hold_is_read_from_sglang_s_runner() -> None:
+    runner = SimpleNamespace(prefill_cuda_graph_runner=SimpleNamespace(max_num_tokens=4096))
+    assert _graph_tokens(runner) == 4096
+    assert _graph_tokens(SimpleNamespace(prefill_cuda_graph_runner=None)) == 0
+    source = inspect.getsource(sys.modules[PrefillCudaGraphRunner.__module__])
+    assert "self.max_num_tokens = " in source  # of the installed SGLang, whose runner a CPU cannot make
+
+
 def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> None:
     """Beside the last token, once more, in the early ones; layers between the prunes are not run."""
     steps = [
@@ -150,5 +186,5 @@ def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> Non
         [state], rows=[1], prefix_lens=[99], extend_lens=[1], last_chunk=[True], table_stride=4, num_steps=2
     )
     batch = SimpleNamespace(model_specific_states={"claa": plan})
-    expected = span_work(4, 99, 100).plus(span_work(2, 8, 20))  # six layers, launched one by one
+    expected = span_work(4, 99, 100).plus(span_work(2, 8, 20))
     assert work_of(batch, config) == expected._replace(prunes=1)

@@ -200,6 +200,22 @@ def test_the_plot_has_lines_of_other_servers(tmp_path: Path) -> None:
             eval_quality_plot.add(record("n"), argument)
 
 
+def test_times_of_another_machine(tmp_path: Path) -> None:
+    """A ranker that has none there has those of another one."""
+    accuracy = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    settings = (("dense", 1.0), ("claa", 0.2), ("fastkv", 0.2))
+    cells = [{"task": "all", "source": "all", "length": 1000, "ranker": r, "keep_rate": k} for r, k in settings]
+    record = {"model": "m", "device": "a GPU", "cells": [cell | {"accuracy": accuracy} for cell in cells], "ttft": []}
+    times = [{"length": 1000, "ranker": r, "keep_rate": k, "ratio": 0.6 if k < 1 else 1.0} for r, k in settings[:2]]
+    (tmp_path / "q.json").write_text(json.dumps(record))
+    (tmp_path / "t.json").write_text(json.dumps({"device": "a CPU", "ttft": times}))
+    assert eval_quality_plot.main([str(tmp_path / "q.json")]) == 1
+    assert eval_quality_plot.main([str(tmp_path / "q.json"), "--times", str(tmp_path / "t.json")]) == 0
+    assert (tmp_path / "q.png").exists()
+    eval_quality_plot.add(record, f"steps={tmp_path / 'q.json'}={tmp_path / 't.json'}")
+    assert [(t["ranker"], t["ratio"]) for t in record["ttft"]] == [("steps", 0.6)]
+
+
 # --- rankings made elsewhere ---
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from claa_sglang.cost import Constants, CostModel, Work
-from claa_sglang.machine import measure
+from claa_sglang.machine import EAGER_LAUNCHES, launching, measure
 from claa_sglang.step_timer import StepTimer
 
 WORK = Work(passes=10, rows=1000)
@@ -39,3 +39,8 @@ def test_a_machine_is_measured() -> None:
     assert all(math.isfinite(value) and value > 0 for value in found[:4])
     assert found.per_eager == 0  # the CPU has no graphs
     assert found.per_row < found.per_pass < 1
+
+
+def test_launching_shows_only_beyond_computing() -> None:
+    assert launching(5e-6, 3e-5) == pytest.approx(EAGER_LAUNCHES * 5e-6 - 3e-5)  # 135M on an H200
+    assert launching(5e-6, 7e-4) == 5e-6  # 8B
