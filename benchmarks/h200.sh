@@ -10,9 +10,10 @@ MODEL=${MODEL:-.cache/models/smollm2-135m-instruct} # `make model`
 PROMPTS=${PROMPTS:-$OUT/prompts.jsonl.xz}           # made if it is not there
 SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
 PROFILE=claa_sglang/profiles/smollm2-135m-instruct.json
+QUALITY_SEED=${QUALITY_SEED:-31}                    # of prompts that had no part in choosing the profile
 STEPS=18:0.7:17+18,21:0.3:21 # what `calibrate --steps 2 --pool-kernel 13` chose: docs/calibration.md
 CLAA=(python3 -m claa_sglang.cli) # its command may not be on PATH
-TTFT=(python3 -m benchmarks.bench_ttft --shape llama-3.1-8b)
+TTFT=(python3 -m benchmarks.bench_ttft ${BUDGET:+--budget-seconds "$BUDGET"} --shape llama-3.1-8b) # seconds a part may take
 
 ttft() { "${TTFT[@]}" --scenarios cold second-turn burst shared-prefix mixed --out "$OUT/ttft_h200.json"; }
 
@@ -23,6 +24,20 @@ dense() {
 
 bound() { # more rounds where the bound was missed by less than engines differ by
     "${TTFT[@]}" --control --scenarios cold --lengths 10240 --rounds 25 --out "$OUT/bound_h200.json"
+}
+
+first() { # what the plugin adds where no kernel was ever compiled, and once they are
+    local fresh
+    fresh=$(mktemp -d)
+    for start in first again; do
+        TRITON_CACHE_DIR=$fresh "${TTFT[@]}" --scenarios dense --engines claa --dense-lengths 512 --rounds 1 \
+            --out "$OUT/start_${start}_h200.json"
+    done
+}
+
+small() { # a model that a GPU computes faster than Python launches it: to be left dense
+    python3 -m benchmarks.bench_ttft --model "$MODEL" --scenarios cold growing-chat --lengths 1024 2048 4096 7936 \
+        --chat 256 7936 30 --out "$OUT/small_h200.json"
 }
 
 decode() { # 64K fits on one GPU for one engine at a time
@@ -40,8 +55,12 @@ rates() { "${TTFT[@]}" --scenarios rates --out "$OUT/rates_h200.json"; }
 backends() { python3 -m benchmarks.backends --model "$MODEL" --out "$OUT/backends_h200.json"; }
 
 schedule() {
-    python3 -m benchmarks.backends --model "$MODEL" --backends fa3 --schedule 15:0.4,23:0.15 \
+    python3 -m benchmarks.backends --model "$MODEL" --answers-only --schedule 15:0.4,23:0.15 \
         --out "$OUT/schedule_h200.json"
+}
+
+traced() { # what the prefill spends its time on
+    python3 -m benchmarks.backends --model "$MODEL" --backends fa3 --out "$OUT/traced_h200.json"
 }
 
 startup() { "${TTFT[@]}" --scenarios startup --out "$OUT/startup_h200.json"; }
@@ -49,28 +68,47 @@ startup() { "${TTFT[@]}" --scenarios startup --out "$OUT/startup_h200.json"; }
 kernels() { python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu; }
 
 quality() {
-    [[ -e $PROMPTS ]] || "${CLAA[@]}" tasks --model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed 7 \
-        --sources prose repeated --count 100 --out "$PROMPTS"
-    served profile quality_h200 "--claa-profile $PROFILE" \
-        --rankers claa claa:kernel=7 claa:kernel=13 fastkv gemfilter uniform --keep-rates 0.1 0.2 0.3 0.4 --time
+    prompts
+    served profile "quality_${QUALITY_SEED}_h200" "--claa-profile $PROFILE" \
+        --rankers claa claa:heads=sum claa:zscore=off last-query fastkv gemfilter --keep-rates 0.1 0.2 0.3 0.4
+}
+
+prompts() { # 200 for each task and length; common words have no source
+    [[ -e $PROMPTS ]] && return
+    local how=(--model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed "$QUALITY_SEED") made
+    made=$(mktemp -d)
+    "${CLAA[@]}" tasks "${how[@]}" --sources prose repeated --count 100 --out "$made/a.jsonl" --tasks needle-number \
+        needle-word needle-uuid multi-key multi-value multi-query tracking passages
+    "${CLAA[@]}" tasks "${how[@]}" --tasks common-words --count 200 --out "$made/b.jsonl"
+    cat "$made"/*.jsonl | xz >"$PROMPTS"
+}
+
+layers() { # the paper's aggregation: four layers up to the same prune, where the profile has one
+    prompts
+    served layers "quality_layers_${QUALITY_SEED}_h200" \
+        "--claa-prune-layer 21 --claa-score-layers 18,19,20,21 --claa-pool-kernel 21" --keep-rates 0.1 0.2 0.3 0.4
 }
 
 steps() { # two prunes, which no request can ask for: servers of their own
-    served steps quality_steps_h200 "--claa-pool-kernel 13 --claa-schedule $STEPS" \
-        --keep-rates 0.5 0.7 0.9 --time
+    prompts
+    served steps "quality_steps_${QUALITY_SEED}_h200" "--claa-pool-kernel 21 --claa-schedule $STEPS" --keep-rates 0.7
 }
 
 oracle() { # the oracle's own ranking beside the others, on fewer prompts: the model must answer each of them first
     local prompts=${ORACLE_PROMPTS:-$OUT/oracle_prompts.jsonl.xz} dir=$OUT/oracle
-    [[ -e $prompts ]] || "${CLAA[@]}" tasks --model "$MODEL" --token-ids --lengths 1000 4000 --seed 11 \
+    [[ -e $prompts ]] || "${CLAA[@]}" tasks --model "$MODEL" --token-ids --lengths 1000 4000 --seed 41 \
         --sources prose repeated --count 6 --out "$prompts"
-    "${CLAA[@]}" rank-report --model "$MODEL" --prompts "$prompts" --rankers claa --score-layers 1 --out "$dir" || return
-    python3 -m benchmarks.eval_quality "$prompts" --engine "$MODEL" --profile "$PROFILE" --time \
-        --rankers claa last-query fastkv gemfilter uniform --given oracle="$dir/oracle.jsonl" \
+    # No smaller model has this tokenizer: it is its own draft, which ranks at least as well as a smaller one would.
+    "${CLAA[@]}" rank-report --model "$MODEL" --prompts "$prompts" --rankers claa --score-layers 1 --draft "$MODEL" \
+        --out "$dir" || return
+    python3 -m benchmarks.eval_quality "$prompts" --engine "$MODEL" --profile "$PROFILE" \
+        --rankers claa last-query fastkv gemfilter uniform \
+        --given oracle="$dir/oracle.jsonl" specprefill="$dir/specprefill.jsonl" --keep-rates 0.1 0.2 0.3 0.4 \
         --out "$OUT/quality_oracle_h200.json"
 }
 
 default() { # what CLAA does without a profile
+    prompts
     served default quality_default_h200 "" --rankers claa
 }
 
@@ -106,7 +144,8 @@ served() {
     return $status
 }
 
-PARTS=" ttft dense bound decode decode64 rates startup backends schedule kernels quality steps oracle default "
+PARTS=" ttft dense bound first small decode decode64 rates startup backends schedule traced kernels quality layers steps \
+oracle default "
 for part in "$@"; do
     [[ $PARTS == *" $part "* ]] || { echo "no part $part; there are:$PARTS" >&2; exit 2; }
 done

@@ -15,6 +15,13 @@ A pruned request pays c once too, so it must not be counted in both terms:
 Scoring, ranking, gathering, boundary states and late slots are in the pruned request and not in its bound. The plain
 sum T_e(N) + T_l(kN), with c twice, is a looser bound; the report shows both.
 
+**Its control.** The same arithmetic says what stock's own dense request should take, from the same truncated models:
+
+    early(N) + late(N) = T_e(N) + l * layer(N),    layer(N) = (T_e(N) - T_1(N)) / (e - 1)
+
+A dense request skips nothing and adds nothing, so what it takes beyond that sum is what engines and short runs differ
+by, and no claim about the pruned one can be finer.
+
 **Bytes of a decoding step.** Every weight is read once, the embedding excepted (a row per request), and every cached
 key and value once: dense requests read N tokens in all L layers, pruned ones N in e layers and kN in l. Activations are
 left out; they are small. So is the boundary state a pruned request writes.
@@ -56,6 +63,18 @@ def late_seconds(truncated: float, one_layer: float, late_layers: int) -> float:
 def bound_seconds(early: float, truncated: float, one_layer: float, late_layers: int) -> float:
     """early(N) + late(kN) in seconds, from T_e(N), T_l(kN) and T_1(kN) in seconds and l."""
     return early + late_seconds(truncated, one_layer, late_layers)
+
+
+def parts_seconds(early: float, one_layer: float, depth: Depth) -> float:
+    """early(N) + late(N) in seconds, from T_e(N) and T_1(N) in seconds: a dense request, by the sum of its parts.
+
+    Raises ValueError for e below 2, as `late_seconds`.
+    """
+    if depth.early < 2:
+        raise ValueError(
+            "1 early layer: the sum of a dense request's parts needs at least 2; choose a later prune layer"
+        )
+    return early + depth.late / (depth.early - 1) * (early - one_layer)
 
 
 def weight_bytes(model: Mapping[str, Any], itemsize: int) -> int:

@@ -17,7 +17,7 @@ def draw(record: Record, path: Path) -> bool:
 
     Raises SystemExit with a remedy where matplotlib is missing.
     """
-    cold = [row for row in rows(record) if row.scenario == "cold"]
+    cold = [row for row in rows(record) if row.scenario == "cold" and row.quantity == variants.TTFT]
     rated = [series for series in record.series if series.rate is not None and series.samples]
     if not cold and not rated:
         return False
@@ -53,14 +53,14 @@ def _lengths(axis: Any, cold: list[Row]) -> None:
     chunks = {row.chunk for row in cold}
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in cold:
-        if row.variant != variants.EARLY:
+        if row.variant != variants.EARLY and not row.variant.endswith("auto"):
             lines[row.variant + (f", chunk {row.chunk}" if len(chunks) > 1 else "")].append(row)
     for name, line in lines.items():
         line.sort(key=lambda row: row.tokens)
         bars = [[row.value.median - row.value.low for row in line], [row.value.high - row.value.median for row in line]]
         tokens = [row.tokens for row in line]
         drawn = axis.errorbar(tokens, [row.value.median for row in line], bars, marker="o", capsize=3, label=name)
-        bounded = [row for row in line if row.bound is not None]
+        bounded = [row for row in line if row.bound is not None and row.variant != variants.STOCK]
         if bounded:
             axis.plot(
                 [row.tokens for row in bounded],

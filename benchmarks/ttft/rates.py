@@ -2,18 +2,22 @@
 
 Two HTTP servers, stock and pruned, live side by side; at each rate the client (`python -m sglang.benchmark.serving`, as
 it is) sends the same requests to one and then to the other. Prompts are random ids of one length, arrivals are Poisson.
+The client is a process that stays, as importing SGLang takes it longer than many a run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,9 @@ def measure(run: Run, servers: dict[str, dict[str, Any]], chunk: int) -> None:
         cases += [(keep(rate), urls["claa"], options(rate)) for rate in settings.keep_rates]
         for name, url, claa in cases:
             _check(name, url, _sampling(claa), settings.rate_tokens, run.model.config["vocab_size"])
+        client = stack.enter_context(
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_import_client)
+        )
         took = 0.0
         for index, rate in enumerate(tqdm(settings.rates, desc="rates", unit="rate")):
             expected = max(took, settings.rate_requests / rate * len(cases))
@@ -51,8 +58,8 @@ def measure(run: Run, servers: dict[str, dict[str, Any]], chunk: int) -> None:
             point = {"scenario": "rates", "tokens": settings.rate_tokens, "chunk": chunk, "rate": rate}
             series = {name: run.result.series_of(**point, quantity=TTFT, variant=name) for name, _, _ in cases}
             for name, url, claa in cases if index % 2 else cases[::-1]:
-                series[name].samples += _client(
-                    url, model, settings.rate_tokens, settings.rate_requests, rate, _sampling(claa), home
+                series[name].samples += _send(
+                    client, url, model, settings.rate_tokens, settings.rate_requests, rate, _sampling(claa), home
                 )
             took = run.budget.used - started
             run.save()
@@ -103,27 +110,51 @@ def _check(name: str, url: str, sampling: dict[str, Any], tokens: int, vocab_siz
             raise RuntimeError(f"{name}: not the request that was to be measured: {report}")
 
 
-def _client(
-    url: str, model: Path, tokens: int, count: int, rate: float, sampling: dict[str, Any], home: Path
+def _send(
+    client: ProcessPoolExecutor,
+    url: str,
+    model: Path,
+    tokens: int,
+    count: int,
+    rate: float,
+    sampling: dict[str, Any],
+    home: Path,
 ) -> list[float]:
     """TTFT in seconds of `count` requests at `rate` per second. Raises RuntimeError where one failed."""
     out = home / "client.jsonl"
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang", "--base-url", url]
+    command = ["sglang.benchmark.serving", "--backend", "sglang", "--base-url", url]
     command += ["--model", str(model), "--tokenizer", str(model), "--dataset-name", "random-ids", "--tokenize-prompt"]
     command += ["--random-input-len", str(tokens), "--random-output-len", str(OUTPUT_TOKENS)]
     command += ["--random-range-ratio", "1", "--num-prompts", str(count), "--request-rate", str(rate), "--seed", "1"]
     command += ["--warmup-requests", "0", "--flush-cache", "--disable-tqdm", "--output-details"]
     command += ["--output-file", str(out), "--extra-request-body", json.dumps({"sampling_params": sampling})]
-    done = subprocess.run(
-        command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=CLIENT_SECONDS
-    )
-    if done.returncode or not out.exists():
-        raise RuntimeError(f"the benchmark client failed ({done.returncode}):\n{(done.stdout + done.stderr)[-5000:]}")
+    status, printed = client.submit(_run_client, command).result(CLIENT_SECONDS)
+    if status or not out.exists():
+        raise RuntimeError(f"the benchmark client failed ({status}):\n{printed[-5000:]}")
     details = json.loads(out.read_text().splitlines()[-1])
     if failed := [error for error in details["errors"] if error]:
         raise RuntimeError(f"{len(failed)} of {count} requests failed, the first with: {failed[0][-2000:]}")
     return details["ttfts"]
+
+
+def _import_client() -> None:
+    """In its process, before anything is measured."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import sglang.benchmark.serving  # noqa: F401
+
+
+def _run_client(command: list[str]) -> tuple[str | int | None, str]:
+    """In its process: (exit status, what it printed) of `python -m` with this command line."""
+    from sglang.benchmark import serving
+
+    sys.argv, printed, status = command, io.StringIO(), None
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            serving.cli_main()
+        except SystemExit as exit:
+            status = exit.code
+    return status, printed.getvalue()
 
 
 def _sampling(claa: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.ttft import targets, variants
-from benchmarks.ttft.bound import Depth, bound_seconds, late_seconds, step_bytes
+from benchmarks.ttft.bound import Depth, bound_seconds, late_seconds, parts_seconds, step_bytes
 from benchmarks.ttft.record import Record, Series
 from benchmarks.ttft.settings import DECODE_TOKENS
 
@@ -35,9 +35,9 @@ class Spread(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, kw_only=True):
     """One line of the table. Times in seconds; ratios are those within rounds.
 
-    bound: early(N) + late(kN), or what the target of a second turn allows. plain_sum: with what a request pays once
-    counted twice. step_bytes, bandwidth_share: of a decoding step; the share is of what the memory can move. verdicts:
-    per kind of target ("of stock", ...), (range in words, whether it was met).
+    bound: early(N) + late(kN), of stock early(N) + late(N), or what the target of a second turn allows. plain_sum: with
+    what a request pays once counted twice. step_bytes, bandwidth_share: of a decoding step; the share is of what the
+    memory can move. verdicts: per kind of target ("of stock", ...), (range in words, whether it was met).
     """
 
     scenario: str
@@ -90,7 +90,8 @@ def _row(record: Record, series: Series) -> Row:
     stock = _sibling(record, series, variants.STOCK)
     if series.variant != variants.STOCK and stock and series.quantity != variants.PRUNED_TURNS:
         row.of_stock = spread(ratios(values, stock))
-    if rate is not None and (bound := bounds(record, series, rate)):
+    bound = control(record, series) if rate is None else bounds(record, series, rate)
+    if bound and series.quantity != variants.PRUNED_TURNS:
         row.bound = statistics.median(bound)
         row.of_bound = spread(ratios(values, bound))
     if series.scenario == "cold" and rate is not None:
@@ -129,6 +130,15 @@ def bounds(record: Record, series: Series, rate: float) -> list[float]:
         stock = _sibling(record, series, variants.STOCK)
         return [s + SECOND_TURN * late_seconds(*pair, depth.late) for s, pair in zip(stock, late, strict=False)]
     return []
+
+
+def control(record: Record, series: Series) -> list[float]:
+    """What stock's own request is held against, per round: the sum of its parts; [] where they were not measured."""
+    if (series.scenario, series.variant) != ("cold", variants.STOCK):
+        return []
+    depth = Depth(record.shape["num_hidden_layers"], record.prune_layer)
+    early, one = (_sibling(record, series, name) for name in (variants.EARLY, variants.ONE))
+    return [parts_seconds(e, o, depth) for e, o in zip(early, one, strict=False)]
 
 
 def keep_rate(variant: str) -> float | None:
@@ -216,7 +226,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "target": lambda row: "; ".join(_verdict(kind, *verdict) for kind, verdict in row.verdicts.items()),
 }
 _CAPTIONS = {
-    "cold": "bound: early(N) + late(kN); plain sum: the same with what a request pays once counted twice",
+    "cold": "bound: early(N) + late(kN); of stock, as a control, early(N) + late(N); plain sum: what a request pays "
+    "once is counted twice",
     "second-turn": f"bound: stock's own second turn + {SECOND_TURN} late(kN)",
 }
 

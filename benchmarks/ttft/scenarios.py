@@ -90,9 +90,19 @@ class Lab:
 
 
 def cold(lab: Lab, tokens: int) -> Samples:
-    """One request alone, nothing cached, one output token; and the truncated models for its bound."""
+    """One request alone, nothing cached, one output token, pruned always and as the server thinks best; and the
+    truncated models for its bound and for the bound's control."""
     ask = partial(time_one, lab.prompt(tokens))
-    return lab.round([*lab.stock_and_pruned(ask), Turn(variants.EARLY, "early", ask), *lab.late_turns(tokens)])
+    rates = lab.settings.keep_rates
+    return lab.round(
+        [
+            *lab.stock_and_pruned(ask),
+            *(Turn(auto(rate), "claa", ask, options(rate, "auto")) for rate in rates),
+            Turn(variants.EARLY, "early", ask),
+            Turn(variants.ONE, "one", ask),
+            *lab.late_turns(tokens),
+        ]
+    )
 
 
 def dense(lab: Lab, tokens: int) -> Samples:
@@ -214,10 +224,14 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def time_one(prompt: list[int], engine: EngineProcess, claa: Options, cached: int = 0) -> dict[str, float]:
-    """TTFT of one request with one output token, `cached` or more of whose tokens are a prefix hit."""
+    """TTFT of one request with one output token, `cached` or more of whose tokens are a prefix hit.
+
+    Where the server chooses, also whether it pruned.
+    """
     (answer,) = engine.run(Request(input_ids=prompt, claa=claa))
     check(answer, claa, cached)
-    return {TTFT: answer.ttft}
+    chosen = {variants.PRUNED_TURNS: float(answer.report["pruned"])} if chooses(claa) else {}
+    return {TTFT: answer.ttft, **chosen}
 
 
 def time_all(prompts: list[list[int]], engine: EngineProcess, claa: Options) -> dict[str, float]:
@@ -231,14 +245,19 @@ def time_all(prompts: list[list[int]], engine: EngineProcess, claa: Options) -> 
 def check(answer: Answer, claa: Options, cached: int | None = 0) -> None:
     """Raise RuntimeError unless this is the request that was to be measured.
 
-    It is pruned just where its options ask for it, and finds no prefix in the cache (cached 0), or at least `cached`
-    tokens, less an incomplete page; None: any.
+    It is pruned just where its options ask for it (policy auto: as the server likes), and finds no prefix in the cache
+    (cached 0), or at least `cached` tokens, less an incomplete page; None: any.
     """
     pruned = claa is not None and claa.get("enabled", True)
-    if answer.report.get("pruned", False) != pruned:
+    if not chooses(claa) and answer.report.get("pruned", False) != pruned:
         raise RuntimeError(f"this request was to run {'pruned' if pruned else 'dense'}: {answer.report}")
     if cached is not None and not (answer.cached > cached - PAGE if cached else answer.cached == 0):
         raise RuntimeError(f"{answer.cached} tokens were cached, {cached or 'none'} should have been: {answer.report}")
+
+
+def chooses(claa: Options) -> bool:
+    """Whether the server is to choose between pruned and dense."""
+    return claa is not None and claa.get("policy") == "auto"
 
 
 def per_token(answers: list[Answer]) -> float:

@@ -157,5 +157,5 @@ def kv_tokens(demands: Iterable[Demand], keep_rate: float) -> dict[str, int]:
     engines = {"stock": tokens + SLACK, "claa": int((1 + keep_rate) * tokens) + SLACK}
     if bounded:
         kept = int(keep_rate * bounded) + SLACK
-        engines |= {"early": bounded + SLACK, "late": kept, "one": kept}
+        engines |= {"early": bounded + SLACK, "late": kept, "one": bounded + SLACK}
     return engines

@@ -9,6 +9,7 @@ AGAIN = "stock, again"  # a second process of the same: what two processes diffe
 CLAA = "--enable-claa"  # a whole server
 DENSE = "dense, flag on"  # the pruned engine, told to run this request dense
 EARLY = "early(N)"
+ONE = "one layer, N"
 TTFT, PER_TOKEN, START = "TTFT", "time per output token", "start"
 SHORT_TTFT, LONG_TTFT, SUM_TTFT, PRUNED_TURNS = "TTFT of the short", "TTFT of the long", "sum of TTFT", "turns pruned"
 

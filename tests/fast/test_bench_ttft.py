@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import bench_ttft, shapes
 from benchmarks.ttft import plot, rates, report, run, scenarios, setup, targets, variants
-from benchmarks.ttft.bound import Depth, bound_seconds, late_seconds, step_bytes
+from benchmarks.ttft.bound import Depth, bound_seconds, late_seconds, parts_seconds, step_bytes
 from benchmarks.ttft.record import Record, load, save
 from benchmarks.ttft.settings import CPU_DEFAULTS, GPU_DEFAULTS, HELP, Settings
 from benchmarks.ttft.variants import PER_TOKEN, STOCK, TTFT, keep
@@ -52,6 +52,8 @@ NAMES = {
     "early": variants.EARLY,
     "late": variants.late(0.2),
     "one": variants.one(0.2),
+    "auto": variants.auto(0.2),
+    "one_N": variants.ONE,
     "dense": variants.DENSE,
 }
 
@@ -79,11 +81,17 @@ def test_bound_counts_once_what_a_request_pays_once(early: int, late: int) -> No
     tokens, kept = 10_000, 2000
     bound = bound_seconds(request(early, tokens), request(late, kept), request(1, kept), late)
     assert bound == pytest.approx(once(tokens) + early * layer(tokens) + late * layer(kept))
+    # And a dense request is the sum of its parts.
+    depth = Depth(early + late, early - 1)
+    parts = parts_seconds(request(early, tokens), request(1, tokens), depth)
+    assert parts == pytest.approx(request(early + late, tokens))
 
 
 def test_one_late_layer_has_no_bound() -> None:
     with pytest.raises(ValueError, match="earlier prune layer"):
         late_seconds(2.0, 1.0, 1)
+    with pytest.raises(ValueError, match="later prune layer"):
+        parts_seconds(2.0, 1.0, Depth(3, 0))
 
 
 def test_depth_counts_the_prune_layer_as_early() -> None:
@@ -154,9 +162,39 @@ def test_cold_is_held_against_its_bound_and_its_target() -> None:
     assert row(made, STOCK).verdicts == {}
 
 
+def test_stock_is_held_against_its_own_parts() -> None:
+    made = record()
+    fill(made, "cold", 10_240, TTFT, stock=[0.280, 0.290], early=[0.140, 0.141], one_N=[0.020, 0.021])
+    stock, parts = row(made, STOCK), 0.140 + 16 / 15 * 0.120
+    assert stock.bound == pytest.approx(parts + 0.0005)
+    assert stock.of_bound and stock.of_bound.low == pytest.approx(0.280 / parts)
+    assert row(made, variants.EARLY).bound is None
+
+
+def test_what_the_server_chose_is_held_against_stock_and_the_bound() -> None:
+    made = record()
+    fill(
+        made,
+        "cold",
+        10_240,
+        TTFT,
+        stock=[0.280],
+        pruned=[0.170],
+        auto=[0.281],
+        early=[0.142],
+        late=[0.029],
+        one=[0.002],
+    )
+    fill(made, "cold", 10_240, variants.PRUNED_TURNS, auto=[0.0])
+    time, pruned = (line for line in report.rows(made) if line.variant == variants.auto(0.2))
+    assert time.of_stock and time.of_stock.median == pytest.approx(0.281 / 0.280)
+    assert time.bound == row(made, PRUNED).bound and time.verdicts == {}
+    assert (pruned.value.median, pruned.of_stock, pruned.bound) == (0.0, None, None)
+
+
 def test_helpers_of_the_bound_have_no_line() -> None:
     made = record()
-    fill(made, "cold", 10_240, TTFT, stock=[1.0], early=[1.0], late=[1.0], one=[1.0])
+    fill(made, "cold", 10_240, TTFT, stock=[1.0], early=[1.0], late=[1.0], one=[1.0], one_N=[1.0])
     assert [line.variant for line in report.rows(made)] == [STOCK, variants.EARLY]
 
 
@@ -299,7 +337,7 @@ def test_engines_have_room_for_what_they_serve() -> None:
     assert set(made) == {"stock", "claa", "early", "late", "one"}
     tokens = {name: own["max_total_tokens"] for name, own in made.items()}
     assert tokens["stock"] > 131_072 and tokens["claa"] > 1.2 * 131_072 and tokens["early"] > 131_072
-    assert 26_214 < tokens["late"] == tokens["one"] < 40_000
+    assert 26_214 < tokens["late"] < 40_000 and tokens["one"] == tokens["early"]
     assert set(options(names=("burst",))) == {"stock", "claa"}
 
 

@@ -71,6 +71,8 @@ def test_requests_that_never_decode_together_have_no_time() -> None:
         (answer([]), None, 0, ""),
         (answer([], pruned=False), {"keep_rate": 0.2}, 0, "to run pruned"),
         (answer([], pruned=True), {"enabled": False}, 0, "to run dense"),
+        (answer([], pruned=False), {"keep_rate": 0.2, "policy": "auto"}, 0, ""),
+        (answer([], pruned=True), {"keep_rate": 0.2, "policy": "auto"}, 0, ""),
         (answer([], cached=5), None, 0, "none should have been"),
         (answer([], cached=900), None, 1000, ""),
         (answer([], cached=800), None, 1000, "1000 should have been"),
