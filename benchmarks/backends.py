@@ -116,10 +116,6 @@ def _share(alone: Lock) -> None:
 
 def measure(name: str, model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
     """Everything of one backend. shape: None for no trace."""
-    from claa_sglang import refusals
-
-    # What is refused until this benchmark has shown it.
-    refusals.RULES = tuple(rule for rule in refusals.RULES if rule.id != "decode-cuda-graph-steps")
     own = CPU_ENGINE if name in CPU_BACKENDS else {}
     with engine_of(name, schedule, {"model_path": model, **answers.OPTIONS, **own}) as engine:
         found: dict[str, Any] = {"keep 1": answers.keep_one(engine), "graphs": answers.decoding(engine)}

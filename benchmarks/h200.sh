@@ -7,10 +7,8 @@ OUT=$1
 shift
 mkdir -p "$OUT"
 MODEL=${MODEL:-.cache/models/smollm2-135m-instruct} # `make model`
-PROMPTS=${PROMPTS:-$OUT/prompts.jsonl.xz}           # made if it is not there
 SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
 PROFILE=claa_sglang/profiles/smollm2-135m-instruct.json
-QUALITY_SEED=${QUALITY_SEED:-31}                    # of prompts that had no part in choosing the profile
 STEPS=18:0.7:17+18,21:0.3:21 # what `calibrate --steps 2 --pool-kernel 13` chose: docs/calibration.md
 CLAA=(python3 -m claa_sglang.cli) # its command may not be on PATH
 TTFT=(python3 -m benchmarks.bench_ttft ${BUDGET:+--budget-seconds "$BUDGET"} --shape llama-3.1-8b) # seconds a part may take
@@ -22,8 +20,8 @@ dense() {
         --budget-seconds 400 --out "$OUT/dense_h200.json"
 }
 
-bound() { # more rounds where the bound was missed by less than engines differ by
-    "${TTFT[@]}" --control --scenarios cold --lengths 10240 --rounds 25 --out "$OUT/bound_h200.json"
+bound() { # more rounds where the bound was missed by less than engines differ by, each request on a GPU that rested
+    "${TTFT[@]}" --control --scenarios cold --lengths 10240 --rounds 25 --rest 0.5 --out "$OUT/bound_h200.json"
 }
 
 first() { # what the plugin adds where no kernel was ever compiled, and once they are
@@ -67,31 +65,32 @@ startup() { "${TTFT[@]}" --scenarios startup --out "$OUT/startup_h200.json"; }
 
 kernels() { python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu; }
 
-quality() {
-    prompts
-    served profile "quality_${QUALITY_SEED}_h200" "--claa-profile $PROFILE" \
+quality() { # prompts that had no part in choosing the profile
+    prompts 31
+    served profile quality_h200 "--claa-profile $PROFILE" \
         --rankers claa claa:heads=sum claa:zscore=off last-query fastkv gemfilter --keep-rates 0.1 0.2 0.3 0.4
 }
 
-prompts() { # 200 for each task and length; common words have no source
-    [[ -e $PROMPTS ]] && return
-    local how=(--model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed "$QUALITY_SEED") made
-    made=$(mktemp -d)
-    "${CLAA[@]}" tasks "${how[@]}" --sources prose repeated --count 100 --out "$made/a.jsonl" --tasks needle-number \
-        needle-word needle-uuid multi-key multi-value multi-query tracking passages
-    "${CLAA[@]}" tasks "${how[@]}" --tasks common-words --count 200 --out "$made/b.jsonl"
-    cat "$made"/*.jsonl | xz >"$PROMPTS"
+widths() { # prompts by which the profile's pooling width was chosen
+    prompts 7
+    served profile quality_widths_h200 "--claa-profile $PROFILE" \
+        --rankers claa claa:kernel=7 claa:kernel=13 fastkv gemfilter uniform --keep-rates 0.1 0.2 0.3 0.4 --time
 }
 
 layers() { # the paper's aggregation: four layers up to the same prune, where the profile has one
-    prompts
-    served layers "quality_layers_${QUALITY_SEED}_h200" \
-        "--claa-prune-layer 21 --claa-score-layers 18,19,20,21 --claa-pool-kernel 21" --keep-rates 0.1 0.2 0.3 0.4
+    prompts 31
+    served layers quality_layers_h200 "--claa-prune-layer 21 --claa-score-layers 18,19,20,21 --claa-pool-kernel 21" \
+        --keep-rates 0.1 0.2 0.3 0.4
 }
 
 steps() { # two prunes, which no request can ask for: servers of their own
-    prompts
-    served steps "quality_steps_${QUALITY_SEED}_h200" "--claa-pool-kernel 21 --claa-schedule $STEPS" --keep-rates 0.7
+    prompts 31
+    served steps quality_steps_h200 "--claa-pool-kernel 21 --claa-schedule $STEPS" --keep-rates 0.7
+}
+
+default() { # what CLAA does without a profile
+    prompts 31
+    served default quality_default_h200 "" --rankers claa
 }
 
 oracle() { # the oracle's own ranking beside the others, on fewer prompts: the model must answer each of them first
@@ -107,31 +106,44 @@ oracle() { # the oracle's own ranking beside the others, on fewer prompts: the m
         --out "$OUT/quality_oracle_h200.json"
 }
 
-default() { # what CLAA does without a profile
-    prompts
-    served default quality_default_h200 "" --rankers claa
+# SEED: sets PROMPTS, unless it is given: 200 for each task and length; common words have no source.
+prompts() {
+    PROMPTS=${PROMPTS_FILE:-$OUT/prompts_$1.jsonl.xz}
+    [[ -e $PROMPTS ]] && return
+    local how=(--model "$MODEL" --token-ids --lengths 1000 2000 4000 7900 --seed "$1") made
+    made=$(mktemp -d)
+    "${CLAA[@]}" tasks "${how[@]}" --sources prose repeated --count 100 --out "$made/a.jsonl" --tasks needle-number \
+        needle-word needle-uuid multi-key multi-value multi-query tracking passages
+    "${CLAA[@]}" tasks "${how[@]}" --tasks common-words --count 200 --out "$made/b.jsonl"
+    cat "$made"/*.jsonl | xz >"$PROMPTS"
 }
 
-# NAME FILE FLAGS ARGUMENTS...: servers with these flags, asked by eval_quality with these arguments.
+# NAME FILE FLAGS ARGUMENTS...: servers with these flags, asked by eval_quality with these arguments, which takes minutes
+# to count after SECONDS_FOR_QUALITY seconds of asking.
 served() {
-    local name=$1 file=$2 flags=$3 pids=() urls=()
+    local name=$1 file=$2 flags=$3 ports port urls=()
     shift 3
-    for ((i = 0; i < SERVERS; i++)); do
+    # Ports that are free: a server of another configuration must not answer in place of one that could not start.
+    read -ra ports < <(python3 -c "import socket
+held = [socket.create_server(('127.0.0.1', 0)) for _ in range($SERVERS)]
+print(*(one.getsockname()[1] for one in held))")
+    for port in "${ports[@]}"; do
         # shellcheck disable=SC2086
-        setsid python3 -m sglang.launch_server --model-path "$MODEL" --port $((31000 + i)) --enable-claa $flags \
+        setsid python3 -m sglang.launch_server --model-path "$MODEL" --port "$port" --enable-claa $flags \
             --claa-policy always --claa-min-prompt-tokens 0 --max-total-tokens 600000 --mem-fraction-static 0.95 \
             --chunked-prefill-size 8192 --max-running-requests 256 --skip-server-warmup \
-            --sleep-on-idle --log-level error >"$OUT/$name.$i.log" 2>&1 &
-        pids+=($!)
-        urls+=("http://127.0.0.1:$((31000 + i))")
+            --sleep-on-idle --log-level error >"$OUT/$name.${#urls[@]}.log" 2>&1 &
+        running+=($!)
+        urls+=("http://127.0.0.1:$port")
     done
-    for ((i = 0; i < SERVERS; i++)); do
-        until python3 -c "import sys, urllib.request as u; u.urlopen('${urls[i]}/health', timeout=5)" 2>/dev/null; do
-            kill -0 "${pids[i]}" 2>/dev/null || { tail -30 "$OUT/$name.$i.log"; break 2; }
+    local status=1 end server
+    for server in "${!urls[@]}"; do
+        until python3 -c "import sys, urllib.request as u; u.urlopen('${urls[server]}/health', timeout=5)" 2>/dev/null; do
+            kill -0 "${running[server]}" 2>/dev/null || { tail -30 "$OUT/$name.$server.log"; stop_servers; return 1; }
             sleep 2
         done
     done
-    local status=1 end=$((SECONDS + ${SECONDS_FOR_QUALITY:-480}))
+    end=$((SECONDS + ${SECONDS_FOR_QUALITY:-480}))
     # Answers are kept as they come, so a run that failed goes on.
     for _ in 1 2 3; do
         python3 -m benchmarks.eval_quality "$PROMPTS" --url "${urls[@]}" --in-flight $((128 * SERVERS)) \
@@ -139,13 +151,21 @@ served() {
         status=$?
         ((status == 0)) && break
     done
-    for pid in "${pids[@]}"; do kill -9 -- "-$pid"; done
-    wait "${pids[@]}" 2>/dev/null # says nothing of the kill
+    stop_servers
     return $status
 }
 
-PARTS=" ttft dense bound first small decode decode64 rates startup backends schedule traced kernels quality layers steps \
-oracle default "
+running=() # process groups of servers
+stop_servers() {
+    for pid in "${running[@]}"; do kill -9 -- "-$pid" 2>/dev/null; done
+    wait "${running[@]}" 2>/dev/null # says nothing of the kill
+    running=()
+}
+trap stop_servers EXIT # also where a time limit ends a part
+trap 'exit 143' TERM INT
+
+PARTS=" ttft dense bound first small decode decode64 rates startup backends schedule traced kernels quality widths \
+layers steps oracle default "
 for part in "$@"; do
     [[ $PARTS == *" $part "* ]] || { echo "no part $part; there are:$PARTS" >&2; exit 2; }
 done

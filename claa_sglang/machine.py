@@ -20,7 +20,7 @@ ROWS = 1024  # enough to be bound by arithmetic
 FEW_ROWS = 8  # bound by reading weights and by launching
 LAUNCHES = 12  # kernels of a layer, about
 # What a layer takes SGLang's Python, in launches: on an H200 the 30 layers of SmolLM2 take 17 ms when a graph launches
-# them, and 35 when they are pruned (the fastest of each, benchmarks/results/quality_h200.json).
+# them, and 35 when they are pruned (the fastest of each, benchmarks/results/quality_widths_h200.json).
 EAGER_LAUNCHES = 80
 PRUNE_LAUNCHES = 60  # of a prune: scores of a few layers, a sort, gathers, a second plan for attention
 ROUNDS = 5

@@ -64,14 +64,13 @@ def _activate(server_args: Any) -> None:
 
     in_server = is_server_process(server_args)
     problems: list[str] = []
-    window = steps = 0
+    window = 0
     try:
-        config = config_of(server_args)
-        window, steps = config.window, len(config.steps)
+        window = config_of(server_args).window
     except ConfigError as error:
         problems.append(str(error))
     if in_server:
-        problems += refused(server_args, window, steps)
+        problems += refused(server_args, window)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         stop(server_args, f"--enable-claa cannot be combined with this start ({_versions()}):\n{listed}")
@@ -90,17 +89,14 @@ def _activate(server_args: Any) -> None:
         stop(server_args, f"the hooks could not be checked: {type(error).__name__}: {error} ({_versions()})")
 
 
-def refused(server_args: Any, window: int, steps: int) -> list[str]:
-    """One line for each rule of `refusals` that these resolved arguments violate.
-
-    window: in tokens; steps: prunes; 0 if unknown.
-    """
+def refused(server_args: Any, window: int) -> list[str]:
+    """One line for each rule of `refusals` that these resolved arguments violate; `window` in tokens, 0 if unknown."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
     from claa_sglang import refusals
 
     arguments, model = resolved_view(server_args), model_config_of(server_args)
-    return [str(rule) for rule in refusals.violated(arguments, model, window, steps)]
+    return [str(rule) for rule in refusals.violated(arguments, model, window)]
 
 
 def stop(server_args: Any, text: str) -> NoReturn:

@@ -26,13 +26,12 @@ class Facts(NamedTuple):
     """What conditions read.
 
     args: SGLang's resolved server arguments. model: its ModelConfig. window: CLAA's observation window in tokens,
-    0 when the configuration itself is refused; steps: prunes, likewise. environ: environment variables.
+    0 when the configuration itself is refused. environ: environment variables.
     """
 
     args: Any
     model: Any
     window: int
-    steps: int
     environ: Mapping[str, str]
 
 
@@ -48,11 +47,9 @@ class Rule(NamedTuple):
         return f"[{self.id}] {self.reason}. Remedy: {self.remedy}."
 
 
-def violated(
-    args: Any, model: Any, window: int = 0, steps: int = 0, environ: Mapping[str, str] = os.environ
-) -> list[Rule]:
+def violated(args: Any, model: Any, window: int = 0, environ: Mapping[str, str] = os.environ) -> list[Rule]:
     """All rules that hold against this start, in the order of the table; empty means CLAA may run."""
-    facts = Facts(args, model, window, steps, environ)
+    facts = Facts(args, model, window, environ)
     return [rule for rule in RULES if rule.violated(facts)]
 
 
@@ -208,11 +205,6 @@ RULES: tuple[Rule, ...] = (
          "a full prefill graph has one number of rows for all layers", "--cuda-graph-backend-prefill=disabled"),
     Rule("decode-cuda-graph-breakable", lambda f: _graph(f, "decode") == "breakable",
          "late layers were only captured in full decode graphs", "--cuda-graph-backend-decode=full"),
-    Rule("decode-cuda-graph-steps",
-         lambda f: _graph(f, "decode") != "disabled" and _attention_backends(f)[1] in ("flashinfer", "triton")
-         and f.steps > 1,
-         "decode graphs after several prunes have given right answers on fa3 so far, not yet on flashinfer and triton",
-         "--attention-backend fa3, --disable-cuda-graph, or one step in --claa-schedule or the profile"),
     Rule("hidden-states",
          _flag("enable_return_hidden_states", "return_hidden_states_mode", "enable_return_aux_hidden_states"),
          "hidden states of dropped tokens do not exist after the prune layer",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -71,6 +72,7 @@ class Lab:
                 continue
             if flush:
                 engine.flush()
+            time.sleep(self.settings.rest)
             answers[turn.variant] = turn.ask(engine, turn.claa)
         names = [turn.variant for turn in turns if turn.variant in answers]
         return {(quantity, name): value for name in names for quantity, value in answers[name].items()}

@@ -36,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     decode_batch: int
     rounds: int
     warm_rounds: int
+    rest: float
     mixed_gap: float
     rates: list[float]
     rate_tokens: int
@@ -56,6 +57,7 @@ HELP: dict[str, str] = {
     "decode_batch": "requests, scenario decode",
     "rounds": "timed rounds",
     "warm_rounds": "rounds before them",
+    "rest": "seconds without work before each engine's turn: a GPU that was busy just before is slower",
     "mixed_gap": "seconds between two short requests, scenario mixed",
     "rates": "requests per second, scenario rates",
     "rate_tokens": "prompt tokens, scenario rates",
@@ -77,6 +79,7 @@ GPU_DEFAULTS = Settings(
     decode_batch=8,
     rounds=5,
     warm_rounds=1,
+    rest=0.0,
     mixed_gap=0.1,
     rates=[1.0, 2.0, 3.0, 4.0],
     rate_tokens=10_240,
@@ -96,6 +99,7 @@ CPU_DEFAULTS = Settings(
     decode_batch=3,
     rounds=5,
     warm_rounds=1,
+    rest=0.0,
     mixed_gap=0.3,
     rates=[0.2, 0.4],
     rate_tokens=1536,

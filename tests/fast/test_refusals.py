@@ -50,7 +50,6 @@ class Case(NamedTuple):
     model: str = "llama"
     environ: dict[str, str] = {}
     stated: dict[str, Any] = {}
-    steps: int = 1
 
     def __str__(self) -> str:
         detail = {**self.args, **self.stated, **self.environ}
@@ -184,8 +183,6 @@ CASES = (
     Case(
         "decode-cuda-graph-breakable", {**CUDA, "disable_cuda_graph": False, "cuda_graph_backend_decode": "breakable"}
     ),
-    Case("decode-cuda-graph-steps", {**CUDA, "disable_cuda_graph": False, "attention_backend": "flashinfer"}, steps=2),
-    Case("decode-cuda-graph-steps", {**CUDA, "disable_cuda_graph": False, "attention_backend": "triton"}, steps=2),
     Case("hidden-states", {"enable_return_hidden_states": True}),
     Case("hidden-states", {"return_hidden_states_mode": "last"}),
     Case("hidden-states", {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"}),
@@ -243,7 +240,7 @@ def resolved(path: Path, args: dict[str, Any]) -> Any:
 def violations(case: Case, path: Path) -> list[str]:
     record = resolved(path, case.args)
     view = resolved_view(record) if not case.stated else ResolvedView(record, overlay=case.stated)
-    return [rule.id for rule in refusals.violated(view, model_config_of(record), WINDOW, case.steps, case.environ)]
+    return [rule.id for rule in refusals.violated(view, model_config_of(record), WINDOW, case.environ)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -289,10 +286,6 @@ def test_plain_servers_violate_nothing(args: dict[str, Any], model_path: Callabl
     assert violations(Case("", args), model_path("llama")) == []
 
 
-def test_several_prunes_decode_in_graphs_on_fa3(model_path: Callable[[str], Path]) -> None:
-    assert violations(Case("", {**CUDA, "disable_cuda_graph": False}, steps=2), model_path("llama")) == []
-
-
 def test_every_rule_has_a_case_and_every_case_a_rule() -> None:
     assert {case.rule for case in CASES} == {rule.id for rule in refusals.RULES}
     assert len({rule.id for rule in refusals.RULES}) == len(refusals.RULES)
@@ -311,7 +304,7 @@ def test_all_violated_rules_are_reported_together(model_path: Callable[[str], Pa
 
 def test_a_missing_attribute_is_an_error_not_a_rule_that_passes(model_path: Callable[[str], Path]) -> None:
     record = resolved(model_path("llama"), {})
-    facts = refusals.Facts(object(), model_config_of(record), WINDOW, 1, {})
+    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {})
     for rule in refusals.RULES:
         if "model" in rule.id or rule.remedy == refusals._MODEL or "server" in rule.id:
             continue
