@@ -199,6 +199,25 @@ def test_a_choice_that_other_text_contradicts_is_rejected_and_the_next_one_taken
     assert require_one(tried, "prose").candidate.steps[0].score_layers == (7,)
 
 
+def test_a_dearer_layer_is_not_passed_over_for_keeping_less_of_the_calibration_text() -> None:
+    def one(layer: int, share: float, mass: float) -> Candidate:
+        steps = (PruneStep(prune_layer=layer, keep_rate=0.3, score_layers=(layer,)),)
+        return Candidate(steps, share, torch.full((16,), mass), torch.ones(16))
+
+    cheap, more, sturdy = (
+        one(4, 0.5, TARGET.mass + 0.02),
+        one(4, 0.7, TARGET.mass + 0.03),
+        one(7, 0.6, TARGET.mass + 0.01),
+    )
+    useless, too_little = one(7, 0.8, TARGET.mass + 0.01), one(7, 0.4, TARGET.mass - 0.01)
+    good = promising([useless, sturdy, too_little, more, cheap], TARGET)
+    assert [c.share for c in good] == [0.5, 0.6, 0.7]
+    # The table has the frontier of all layers, and whatever was judged.
+    assert [c.share for c in report.worth_showing(good, [], TARGET)] == [0.5, 0.7]
+    asked = Verdict(sturdy, {}, {})
+    assert [c.share for c in report.worth_showing(good, [asked], TARGET)] == [0.5, 0.6, 0.7]
+
+
 def test_if_no_choice_carries_over_nothing_is_chosen() -> None:
     front = promising(chosen(make({4: 1.0, 7: 1.0})), TARGET)
     with pytest.raises(CalibrationError, match="rejected: none of 1 choices made on prose carries over.*--count"):

@@ -54,9 +54,10 @@ def calibrate(args: argparse.Namespace) -> Profile:
     if two:
         console.print(report.steps_at_equal_cost(one, two, on_held_out, target))
 
-    front = promising([*one, *two], target)
-    tried = _judge(front, held_out, model, target, console)
-    console.print(report.choices(f"chosen from (TTFT at {price.tokens:,} tokens, dense = 1)", front, tried))
+    good = promising([*one, *two], target)
+    tried = _judge(good, held_out, model, target, console)
+    title = f"chosen from (TTFT at {price.tokens:,} tokens, dense = 1)"
+    console.print(report.choices(title, report.worth_showing(good, tried, target), tried))
     verdict = require_one(tried, calibrated.name)
     on_calibration = measured(kept_by(verdict.candidate.steps, calibrated, seen(model)))
     return profile.make(model, verdict, calibrated, on_calibration, held_out, target, price)

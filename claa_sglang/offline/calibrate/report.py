@@ -13,7 +13,7 @@ from claa_sglang.offline.calibrate.criteria import Interval, Measured, margins, 
 from claa_sglang.offline.calibrate.default import Rival
 from claa_sglang.offline.calibrate.evidence import Kept
 from claa_sglang.offline.calibrate.held_out import Verdict, margin
-from claa_sglang.offline.calibrate.search import Candidate
+from claa_sglang.offline.calibrate.search import Candidate, frontier
 from claa_sglang.offline.calibrate.target import Target
 from claa_sglang.offline.differences import paired
 
@@ -41,8 +41,15 @@ def grid(title: str, candidates: Sequence[Candidate], kept: Judge, target: Targe
     return table
 
 
+def worth_showing(good: Sequence[Candidate], verdicts: Sequence[Verdict], target: Target) -> list[Candidate]:
+    """Of the choices that `held_out.promising` found: the frontier of all layers, and those that were judged."""
+    front = frontier(good, lambda one: margin(one, target))
+    shown = {one.steps for one in front} | {verdict.candidate.steps for verdict in verdicts}
+    return [one for one in good if one.steps in shown]
+
+
 def choices(title: str, front: Sequence[Candidate], verdicts: Sequence[Verdict]) -> Table:
-    """The frontier that was chosen from, cheapest first, and what held-out text said of those it was asked about."""
+    """What was chosen from, cheapest first, and what held-out text said of those it was asked about."""
     said = {verdict.candidate.steps: verdict for verdict in verdicts}
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in ("predicted TTFT", "schedule", "oracle mass", "answer tokens", "on held-out text"):
