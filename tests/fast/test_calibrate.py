@@ -200,8 +200,8 @@ def test_a_choice_that_other_text_contradicts_is_rejected_and_the_next_one_taken
 
 
 def test_a_dearer_layer_is_not_passed_over_for_keeping_less_of_the_calibration_text() -> None:
-    def one(layer: int, share: float, mass: float) -> Candidate:
-        steps = (PruneStep(prune_layer=layer, keep_rate=0.3, score_layers=(layer,)),)
+    def one(layer: int, share: float, mass: float, prune_layer: int | None = None) -> Candidate:
+        steps = (PruneStep(prune_layer=prune_layer or layer, keep_rate=share, score_layers=(layer,)),)
         return Candidate(steps, share, torch.full((16,), mass), torch.ones(16))
 
     cheap, more, sturdy = (
@@ -210,7 +210,8 @@ def test_a_dearer_layer_is_not_passed_over_for_keeping_less_of_the_calibration_t
         one(7, 0.6, TARGET.mass + 0.01),
     )
     useless, too_little = one(7, 0.8, TARGET.mass + 0.01), one(7, 0.4, TARGET.mass - 0.01)
-    good = promising([useless, sturdy, too_little, more, cheap], TARGET)
+    later = one(4, 0.55, TARGET.mass + 0.02, prune_layer=5)  # keeps what `cheap` keeps, and prunes later
+    good = promising([useless, sturdy, too_little, more, later, cheap], TARGET)
     assert [c.share for c in good] == [0.5, 0.6, 0.7]
     # The table has the frontier of all layers, and whatever was judged.
     assert [c.share for c in report.worth_showing(good, [], TARGET)] == [0.5, 0.7]

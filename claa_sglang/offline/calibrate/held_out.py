@@ -32,9 +32,9 @@ class Verdict(NamedTuple):
 def promising(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
     """Choices that reach the target on the calibration text with their lower bounds, cheapest first.
 
-    Each keeps more there than every cheaper one that has its last prune after the same layer. Other layers are not
-    compared: how much a choice keeps of this text says little about which of two layers holds on another, so a dearer
-    layer is not passed over for keeping less here. Raises CalibrationError if there is none.
+    Each keeps more there than every cheaper one whose last scored layer is the same. Others are not compared: how much
+    a choice keeps of this text says little about which of two layers holds on another, so a dearer layer is not passed
+    over for keeping less here. Raises CalibrationError if there is none.
     """
     good = [one for one in candidates if not measured(one.kept).misses(target)]
     if not good:
@@ -46,7 +46,7 @@ def promising(candidates: Sequence[Candidate], target: Target) -> list[Candidate
         )
     by_layer: dict[int, list[Candidate]] = {}
     for one in good:
-        by_layer.setdefault(one.steps[-1].prune_layer, []).append(one)
+        by_layer.setdefault(one.steps[-1].score_layers[-1], []).append(one)
     fronts = [frontier(of_layer, lambda one: margin(one, target)) for of_layer in by_layer.values()]
     return sorted(itertools.chain(*fronts), key=lambda one: (one.share, -margin(one, target)))
 
