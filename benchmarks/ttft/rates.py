@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,8 @@ def measure(run: Run, servers: dict[str, dict[str, Any]], chunk: int) -> None:
         cases += [(keep(rate), urls["claa"], options(rate)) for rate in settings.keep_rates]
         for name, url, claa in cases:
             _check(name, url, _sampling(claa), settings.rate_tokens, run.model.config["vocab_size"])
-        client = stack.enter_context(
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_import_client)
-        )
+        # Leaving it ends the client, also one that hangs.
+        client = stack.enter_context(multiprocessing.get_context("spawn").Pool(1, _import_client))
         took = 0.0
         for index, rate in enumerate(tqdm(settings.rates, desc="rates", unit="rate")):
             expected = max(took, settings.rate_requests / rate * len(cases))
@@ -111,7 +110,7 @@ def _check(name: str, url: str, sampling: dict[str, Any], tokens: int, vocab_siz
 
 
 def _send(
-    client: ProcessPoolExecutor,
+    client: Pool,
     url: str,
     model: Path,
     tokens: int,
@@ -129,7 +128,7 @@ def _send(
     command += ["--random-range-ratio", "1", "--num-prompts", str(count), "--request-rate", str(rate), "--seed", "1"]
     command += ["--warmup-requests", "0", "--flush-cache", "--disable-tqdm", "--output-details"]
     command += ["--output-file", str(out), "--extra-request-body", json.dumps({"sampling_params": sampling})]
-    status, printed = client.submit(_run_client, command).result(CLIENT_SECONDS)
+    status, printed = client.apply_async(_run_client, (command,)).get(CLIENT_SECONDS)
     if status or not out.exists():
         raise RuntimeError(f"the benchmark client failed ({status}):\n{printed[-5000:]}")
     details = json.loads(out.read_text().splitlines()[-1])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from benchmarks.ttft import scenarios
-from benchmarks.ttft.engines import Answer
+from benchmarks.ttft import scenarios, variants
+from benchmarks.ttft.engines import Answer, Request
 from benchmarks.ttft.settings import GPU_DEFAULTS
 from benchmarks.ttft.variants import TTFT
 
@@ -38,6 +39,41 @@ def test_engines_take_turns_in_alternating_order_with_empty_caches() -> None:
     log.clear()
     lab.round(turns, flush=False)
     assert log == ["ask a", "ask b"]
+
+
+def test_an_engine_rests_between_its_flush_and_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(scenarios.time, "sleep", lambda seconds: log.append(f"rest {seconds}"))
+    settings = msgspec.structs.replace(GPU_DEFAULTS, rest=0.5)
+    lab = scenarios.Lab({"a": FakeEngine("a", log)}, settings, 1000)  # type: ignore[dict-item]
+    lab.round([scenarios.Turn("A", "a", lambda engine, claa: log.append("ask") or {TTFT: 1.0})])  # type: ignore[func-returns-value]
+    assert log == ["flush a", "rest 0.5", "ask"]
+
+
+class OneToken:
+    """Stands for an EngineProcess whose server prunes where it must, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Any]] = []
+
+    def flush(self) -> None:
+        pass
+
+    def run(self, request: Request) -> list[Answer]:
+        self.asked.append((len(request.input_ids), request.claa))
+        return [answer([(1.0, 1)], pruned=request.claa is not None and request.claa["policy"] == "always")]
+
+
+def test_a_cold_round_has_what_the_server_chose_and_the_parts_of_both_bounds() -> None:
+    engines = {name: OneToken() for name in ("stock", "claa", "early", "late", "one")}
+    samples = scenarios.cold(scenarios.Lab(engines, GPU_DEFAULTS, 1000), 100)  # type: ignore[arg-type]
+    assert samples[variants.PRUNED_TURNS, variants.auto(0.2)] == 0.0
+    names = (variants.STOCK, variants.keep(0.2), variants.auto(0.2), variants.EARLY, variants.ONE)
+    helpers = (variants.late(0.2), variants.one(0.2))
+    assert {name for quantity, name in samples if quantity == TTFT} == {*names, *helpers}
+    assert [tokens for tokens, _ in engines["one"].asked] in ([100, 20], [20, 100])
+    assert engines["early"].asked == [(100, None)] and engines["late"].asked == [(20, None)]
+    assert sorted(claa["policy"] for _, claa in engines["claa"].asked) == ["always", "auto"]
 
 
 def test_prompts_are_new_unless_they_are_asked_for_again() -> None:
