@@ -75,8 +75,12 @@ def _activate(server_args: Any) -> None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         stop(server_args, f"--enable-claa cannot be combined with this start ({_versions()}):\n{listed}")
     try:
-        if in_server and (mismatches := hooks.check(hooks.collect())):
-            raise hooks.HookError(mismatches)  # also rows of other processes: they would fail later and less clearly
+        if in_server:
+            table = hooks.collect()  # also rows of other processes: they would fail later and less clearly
+            if mismatches := hooks.check(table):
+                raise hooks.HookError(mismatches)
+            if not hooks.applied_count() and (warning := hooks.other_version(len(table))):
+                logger.warning(warning)
         # A child that imported the scheduler may run one (so does the data-parallel controller, which forwards its
         # report); one that imported the engine may start servers. A hook in a process that never calls it is harmless.
         if in_server or ENGINE in sys.modules:

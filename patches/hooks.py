@@ -181,9 +181,25 @@ def explain(mismatches: Iterable[Mismatch]) -> str:
     return (
         f"claa-sglang {_version('claa-sglang')} does not fit the installed sglang {_version('sglang')}, so "
         f"--enable-claa cannot work and the server does not start:\n{rows}\n"
-        f"  What to do: pip install sglang=={SUPPORTED_SGLANG} (the version this claa-sglang was written for), or "
-        "install a claa-sglang made for your sglang. If the version is right, another plugin or a local change "
-        "altered these attributes: remove it (SGLANG_PLUGINS=claa loads this plugin alone)."
+        f"  What to do: pip install sglang=={SUPPORTED_SGLANG} (the version this claa-sglang was written for; in a "
+        "container, take an image with that version, as this replaces the image's own), or install a claa-sglang made "
+        "for your sglang. If the version is right, another plugin or a local change altered these attributes: remove "
+        "it (SGLANG_PLUGINS=claa loads this plugin alone)."
+    )
+
+
+def other_version(rows: int) -> str | None:
+    """What to log where `rows` rows fit a SGLang of another version; None where it is the one they were written for.
+
+    The rows decide, not the name: images call a rebuilt SGLang 0.5.23.post1, or a development version.
+    """
+    found = _version("sglang")
+    if found.split("+")[0] == SUPPORTED_SGLANG:
+        return None
+    return (
+        f"claa-sglang was written for sglang {SUPPORTED_SGLANG} and the installed one is called {found}. All {rows} "
+        "attributes of docs/hooks.md are there with the expected parameters, so it starts; what they do inside is not "
+        "compared. Where answers matter, hold a request with keep_rate 1 against one with enabled false."
     )
 
 

@@ -134,6 +134,12 @@ RULES: tuple[Rule, ...] = (
          "set --chunked-prefill-size to at least --claa-window tokens, or to -1 for no chunks"),
     Rule("prefill-only", _flag("prefill_only_disable_kv_cache"), "without a KV cache there is nothing to prune",
          _DROP.format("--prefill-only-disable-kv-cache")),
+    # Also set by --rl-on-policy-target. Chunks on flashinfer's tiles alone would not keep the promise.
+    Rule("deterministic-inference", _flag("enable_deterministic_inference"),
+         "deterministic inference promises one answer whatever else is cached and served, while the cache decides "
+         "whether a prompt is pruned, and chunks and late prefills end where the window and the step's room allow, not "
+         "on the backend's tiles",
+         _DROP.format("--enable-deterministic-inference and --rl-on-policy-target")),
     # --- parallelism
     Rule("pipeline-parallel", _above_one("pp_size"), "the layers after the prune layer would be on another rank",
          "use --pp-size 1; --dp-size is free"),
@@ -174,6 +180,10 @@ RULES: tuple[Rule, ...] = (
     Rule("radix-cache-backend", lambda f: f.args.radix_cache_backend is not None,
          "only SGLang's own unified radix cache is known to keep pruned requests in their namespace",
          _DROP.format("--radix-cache-backend")),
+    Rule("kv-events", _flag("kv_events_config"),
+         "a block event names its tokens and not its namespace, so pruned and dense blocks of one prompt would pass "
+         "for each other, and a router would count on hits that cannot happen",
+         _DROP.format("--kv-events-config")),
     Rule("hisparse", _flag("enable_hisparse"), "sparse KV swapping moves slots that late rows point to",
          _DROP.format("--enable-hisparse")),
     Rule("kv-sharding", _flag("enable_kv_cache_sharding"), "a late row must find all its slots on its own rank",

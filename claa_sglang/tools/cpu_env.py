@@ -95,8 +95,8 @@ def build_stub(symbols: Iterable[str]) -> Path:
     functions = "\n".join(f"int {name}(void) {{ return {CUDA_ERROR_NO_DEVICE}; }}" for name in symbols)
     source = f"/* Stand-in for the NVIDIA driver; every call answers CUDA_ERROR_NO_DEVICE. */\n{functions}\n"
     key = hashlib.sha256(f"{platform.machine()}\n{source}".encode()).hexdigest()[:16]
-    stub = cache_dir() / key / DRIVER
-    if stub.exists():
+    stub = _required_cache_dir() / key / DRIVER
+    if _is_there(stub):
         return stub
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
@@ -115,16 +115,44 @@ def build_stub(symbols: Iterable[str]) -> Path:
                 raise CpuEnvError(f"{shlex.join(command)} failed:\n{done.stderr.strip()}")
             built.replace(stub)
     except OSError as error:
-        raise CpuEnvError(
-            f"cannot write the driver stub to {stub.parent}: {error}; set XDG_CACHE_HOME to a writable one"
-        ) from error
+        raise _not_writable(stub, error) from error
     return stub
 
 
-def cache_dir() -> Path:
-    """Directory of the stubs: $XDG_CACHE_HOME/claa-sglang/driver-stub, by default under ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "claa-sglang", "driver-stub")
+def cache_dir() -> Path | None:
+    """Directory of the stubs: $XDG_CACHE_HOME/claa-sglang/driver-stub, by default under ~/.cache; an absolute path.
+
+    None where the environment names no absolute one. As the XDG specification has it, a relative $XDG_CACHE_HOME is
+    passed over: exports with it would work in one folder only.
+    """
+    caches = [Path(os.environ.get("XDG_CACHE_HOME", ""))]
+    try:
+        caches.append(Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and a user that the user database does not know
+        pass
+    return next((cache / "claa-sglang" / "driver-stub" for cache in caches if cache.is_absolute()), None)
+
+
+def _required_cache_dir() -> Path:
+    if (directory := cache_dir()) is None:
+        raise CpuEnvError(
+            "no folder to keep the driver stub in, as neither HOME nor XDG_CACHE_HOME is an absolute path; name one: "
+            "export XDG_CACHE_HOME=/path/to/a/writable/folder"
+        )
+    return directory
+
+
+def _is_there(stub: Path) -> bool:
+    try:
+        return stub.exists()
+    except OSError as error:
+        raise _not_writable(stub, error) from error
+
+
+def _not_writable(stub: Path, error: OSError) -> CpuEnvError:
+    return CpuEnvError(
+        f"cannot keep the driver stub in {stub.parent}: {error}; set XDG_CACHE_HOME to a writable folder"
+    )
 
 
 def _is_stub_dir(directory: Path) -> bool:

@@ -17,9 +17,11 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from claa_sglang import plugin
 from claa_sglang.patches import hooks
 
+# What an image calls its own build of SGLang.
+REBUILT = "0.5.23.post1"
 # One interpreter for the whole story, as importing SGLang's scheduler takes most of the time.
 STORY = """
-import inspect, json, sys
+import inspect, json, logging, sys
 from sglang.srt.plugins import load_plugins
 load_plugins()
 import sglang.srt.managers.scheduler as scheduler
@@ -49,6 +51,15 @@ scheduler.Scheduler.get_init_info = lambda self, extra: None
 report["mismatch"] = start(enable_claa=True)
 scheduler.Scheduler.get_init_info = stock
 report["after mismatch"] = patched()
+said = logging.Handler()
+report["said"] = []
+said.emit = lambda record: report["said"].append(record.getMessage())
+logging.getLogger("claa_sglang.plugin").addHandler(said)
+sys.path.insert(0, sys.argv[2])  # from here on, SGLang's distribution is called 0.5.23.post1
+scheduler.Scheduler.get_init_info = lambda self, extra: None
+report["mismatch of another version"] = start(enable_claa=True)
+scheduler.Scheduler.get_init_info = stock
+report["said of a mismatch"] = list(report["said"])
 args = start(enable_claa=True, claa_window=4)
 report["active"] = patched()
 args.resolve_once()
@@ -66,8 +77,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = tmp_path_factory.mktemp("llama")
     shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
     LlamaConfig(**shape, num_attention_heads=4, architectures=["LlamaForCausalLM"]).save_pretrained(model)
+    renamed = tmp_path_factory.mktemp("renamed")
+    metadata = renamed / f"sglang-{REBUILT}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {REBUILT}\n")
     environ = {**os.environ, "SGLANG_PLUGINS": "claa"}
-    command = [sys.executable, "-c", STORY, str(model)]
+    command = [sys.executable, "-c", STORY, str(model), str(renamed)]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -95,6 +110,33 @@ def test_another_sglang_is_refused_with_expected_found_and_remedy(report: dict[s
     ):
         assert word in text
     assert report["after mismatch"] == report["loaded"]
+
+
+def test_a_sglang_of_another_version_is_refused_by_what_does_not_fit_and_told_what_a_container_needs(
+    report: dict[str, Any],
+) -> None:
+    text = report["mismatch of another version"]
+    for word in (
+        f"the installed sglang {REBUILT}",
+        "found:    parameters (self, extra)",
+        "in a container, take an image",
+    ):
+        assert word in text
+    assert report["said of a mismatch"] == []
+
+
+def test_a_sglang_of_another_version_that_fits_starts_and_says_what_was_checked(report: dict[str, Any]) -> None:
+    assert len(report["active"]) > len(report["loaded"])
+    said = [text for text in report["said"] if "written for" in text]
+    assert len(said) == 1 and f"is called {REBUILT}" in said[0] and f"All {len(hooks.collect())} attributes" in said[0]
+
+
+@pytest.mark.parametrize("found", [hooks.SUPPORTED_SGLANG, f"{hooks.SUPPORTED_SGLANG}+cu130"])
+def test_nothing_is_said_of_the_version_that_the_table_was_written_for(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "version", lambda distribution: found)
+    assert hooks.other_version(1) is None
 
 
 def test_with_the_flag_the_rows_of_the_server_are_applied_once(report: dict[str, Any]) -> None:

@@ -147,6 +147,12 @@ CASES = (
     Case("multi-node", {**TP2, "nnodes": 2, "dist_init_addr": "127.0.0.1:1"}),
     Case("ray", {"use_ray": True}),
     Case("tokenizer-workers", {"tokenizer_worker_num": 2}),
+    # SGLang itself refuses it beside torch_native.
+    Case("deterministic-inference", {**CUDA, "enable_deterministic_inference": True}),
+    Case(
+        "deterministic-inference", {**CUDA, "attention_backend": "flashinfer", "enable_deterministic_inference": True}
+    ),
+    Case("deterministic-inference", {**CUDA, "rl_on_policy_target": "fsdp"}),
     Case("rust-server", environ={"SGLANG_RUST_SERVER": "1"}),
     Case("grpc-server", {"smg_grpc_mode": True}),
     Case("grpc-server", {"grpc_mode": True}),
@@ -157,6 +163,8 @@ CASES = (
     Case("hierarchical-cache", {"enable_flexkv": True}),
     Case("hierarchical-cache", {"enable_unified_cache_external_linker": True}),
     Case("radix-cache-backend", {"radix_cache_backend": "flexkv"}),
+    Case("kv-events", {"kv_events_config": '{"publisher": "zmq", "topic": "kv"}'}),
+    Case("kv-events", {"kv_events_config": '{"publisher": "zmq", "format": "dynamo"}'}),
     Case("hisparse", {"enable_hisparse": True}),
     # Only on a prefill worker with several GPUs.
     Case("kv-sharding", stated={"enable_kv_cache_sharding": True}),

@@ -53,3 +53,21 @@ def test_an_aborted_request_becomes_dense_and_leaves_the_pruned_namespace(key: s
     assert req.extra_key == requests.dense_key(key)
     requests.leave_on_abort(None, req, "message")
     assert req.extra_key == requests.dense_key(key)
+
+
+@pytest.mark.parametrize("dynamo_format", [False, True])
+def test_sglang_s_block_events_do_not_name_the_namespace(dynamo_format: bool) -> None:
+    """Why `--kv-events-config` is refused: to a router that goes by tokens, pruned and dense blocks are one."""
+    import torch
+    from sglang.srt.mem_cache.base_prefix_cache import InsertParams
+    from sglang.srt.mem_cache.events import KVCacheEventRecorder
+    from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
+
+    cache = RadixCache.create_simulated()
+    cache.kv_events = KVCacheEventRecorder(enabled=True, page_size=1, dynamo_format=dynamo_format)
+    for key in (None, requests.pruned_key(None, CONFIG.namespace)):
+        cache.insert(InsertParams(key=RadixKey(array("q", [1, 2, 3]), key), value=torch.arange(3)))
+    dense, pruned_event = cache.kv_events.take()
+    assert (dense.block_hashes == pruned_event.block_hashes) is not dynamo_format
+    pruned_event.block_hashes = dense.block_hashes
+    assert pruned_event == dense and dense.token_ids == [1, 2, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -89,3 +90,67 @@ def test_the_command_prints_exports_only_and_sglangs_kernels_import_under_them()
     clean = {k: v for k, v in os.environ.items() if k not in ("LD_LIBRARY_PATH", "SGLANG_USE_CPU_ENGINE")}
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=clean)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def run_command(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`claa-sglang cpu-env` in `folder` by a user that the user database does not know, where no driver is."""
+    nobody = (
+        "import pwd, sys\n"
+        "def unknown(uid): raise KeyError(f'getpwuid(): uid not found: {uid}')\n"
+        "pwd.getpwuid = unknown\n"
+        "from claa_sglang import cli, cpu_env\n"
+        "cpu_env._driver_loads = lambda *given: False\n"
+        "sys.exit(cli.main(['cpu-env']))\n"
+    )
+    names = ("HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH")
+    clean = {k: v for k, v in os.environ.items() if k not in names} | environ
+    return subprocess.run([sys.executable, "-c", nobody], cwd=folder, env=clean, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"HOME": "home"}, {"XDG_CACHE_HOME": "cache"}, {"HOME": ".", "XDG_CACHE_HOME": ""}],
+    ids=lambda environ: ",".join(f"{k}={v}" for k, v in environ.items()) or "none",
+)
+def test_no_folder_for_the_cache_is_one_line_with_a_remedy(tmp_path: Path, environ: dict[str, str]):
+    done = run_command(tmp_path, **environ)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout and "export XDG_CACHE_HOME=/" in line
+    assert not list(tmp_path.iterdir()), "a cache was made where the command happened to run"
+
+
+@needs_compiler
+def test_a_relative_cache_is_passed_over_for_the_one_in_the_home_folder(tmp_path: Path):
+    home, folder = tmp_path / "home", tmp_path / "elsewhere"
+    folder.mkdir()
+    done = run_command(folder, HOME=str(home), XDG_CACHE_HOME="cache")
+    assert f"LD_LIBRARY_PATH={home}/.cache/claa-sglang/driver-stub/" in done.stdout, done.stderr
+    assert not list(folder.iterdir())
+
+
+def test_no_folder_for_the_cache_matters_only_where_the_stub_is_needed(monkeypatch: pytest.MonkeyPatch):
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cpu_env, "_driver_loads", lambda *given: True)
+    assert cpu_env.cpu_environment({"LD_LIBRARY_PATH": "/opt/driver"}) == {"SGLANG_USE_CPU_ENGINE": "1"}
+
+
+def test_an_unreadable_home_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)  # root may read everything
+        with pytest.raises(cpu_env.CpuEnvError, match="Permission denied.*; set XDG_CACHE_HOME to a writable folder"):
+            cpu_env.build_stub(["cuInit"])
+    finally:
+        if root:
+            os.seteuid(0)
+        home.chmod(0o700)
