@@ -15,8 +15,8 @@ from torch import Tensor
 
 from claa_sglang import ranking as torch_ranking
 from claa_sglang.kernels import naive
+from claa_sglang.kernels.layout import describe
 from tests import interpreter
-from tests.paged import describe
 
 WINDOW = 8
 
