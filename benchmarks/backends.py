@@ -42,10 +42,10 @@ from rich.table import Table
 from benchmarks import shapes
 from benchmarks.checks import answers, prefill
 from benchmarks.engine import CPU_OPTIONS, enter_device, running
-from claa_sglang import small_model
+from claa_sglang import attention_backends, small_model
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU_BACKENDS, CPU_BACKENDS = ("fa3", "flashinfer", "triton"), ("torch_native",)
+GPU_BACKENDS, CPU_BACKENDS = attention_backends.of_device("cuda"), attention_backends.of_device("cpu")
 CPU_ENGINE = {**CPU_OPTIONS, "dtype": "float32"}
 OWN_SHARE = 0.01  # of TTFT, at most
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from claa_sglang import dense_rules, refusals, request
+from claa_sglang import attention_backends, dense_rules, refusals, request
 
 
 class Works(NamedTuple):
@@ -94,6 +94,12 @@ def markdown() -> str:
         "",
         "and what stock refuses: prompts longer than the context or the pool, parameters out of range.",
         "",
+        "## Attention backends",
+        "",
+        "| `--attention-backend` | run on | decode graphs | host waits of a plan |",
+        "|---|---|---|---|",
+        *(_backend(backend) for backend in attention_backends.BACKENDS),
+        "",
         "## Refused at start",
         "",
         "| rule | why | remedy |",
@@ -101,6 +107,11 @@ def markdown() -> str:
         *(f"| {rule.id} | {_cell(rule.reason)} | {_cell(rule.remedy)} |" for rule in refusals.RULES),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _backend(backend: attention_backends.AttentionBackend) -> str:
+    waits = "one, and one more for each prune" if backend.plan_waits else "none"
+    return f"| `{backend.name}` | {backend.device} | {'yes' if backend.decode_graphs else 'no'} | {waits} |"
 
 
 def _cell(text: str) -> str:
