@@ -21,7 +21,7 @@ from torch.profiler import record_function
 
 from claa_sglang import startup_time
 from claa_sglang.boundary import BoundaryStore
-from claa_sglang.graph_decode import DecodeGraphPass
+from claa_sglang.late_pass import LatePass
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import LivePolicy
@@ -158,7 +158,7 @@ class LateStack:
             return self._layers[self.prunes[0] + 1](*args, **kwargs)
         positions, batch = args[0], args[2]
         hidden, residual = self._convention.export(args, kwargs)
-        if isinstance(late, DecodeGraphPass):  # capture: an error is SGLang's to report
+        if not isinstance(late, LatePass):  # capture: an error is SGLang's to report
             self._boundaries[0].store(*late.boundary_rows(hidden, residual))
             return self._convention.result(*self._run(late, hidden, residual, positions), batch)
         try:
