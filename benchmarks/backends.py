@@ -42,7 +42,8 @@ from rich.table import Table
 from benchmarks import shapes
 from benchmarks.checks import answers, prefill
 from benchmarks.engine import CPU_OPTIONS, enter_device, running
-from claa_sglang import attention_backends, small_model
+from claa_sglang import attention_backends
+from claa_sglang.tools import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_BACKENDS, CPU_BACKENDS = attention_backends.of_device("cuda"), attention_backends.of_device("cpu")

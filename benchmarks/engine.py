@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from claa_sglang.cpu_env import enter_cpu_environment
+from claa_sglang.tools.cpu_env import enter_cpu_environment
 
 # Without a GPU. A share of the memory, as others may be using the rest.
 CPU_OPTIONS = {"device": "cpu", "attention_backend": "torch_native", "mem_fraction_static": 0.4}

@@ -177,7 +177,7 @@ def margin_of(model: Path, prompt: Sequence[int], score_layers: Sequence[int], k
 
     from claa_sglang.offline.capture import observing
     from claa_sglang.offline.study import WINDOW
-    from claa_sglang.rankers import Claa
+    from claa_sglang.ranking.rankers import Claa
 
     ranker, scores = Claa(), []
 

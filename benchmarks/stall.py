@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks import shapes
 from benchmarks.engine import CPU_OPTIONS, enter_device, running
-from claa_sglang import small_model
+from claa_sglang.tools import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1.5

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import requests
 
-from claa_sglang.cpu_env import cpu_environment
+from claa_sglang.tools.cpu_env import cpu_environment
 
 LAUNCH = (sys.executable, "-m", "sglang.launch_server")
 # SGLang's CPU engine in float32 with a small pool: the same on every machine.

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from claa_sglang.cpu_env import CpuEnvError, cpu_environment
 from claa_sglang.servers import Server, server
+from claa_sglang.tools.cpu_env import CpuEnvError, cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"

@@ -54,7 +54,7 @@ from sglang.test.kits.regex_constrained_kit import RegexConstrainedMixin
 
 from benchmarks.tiny_model import build_with_tokenizer
 from benchmarks.traffic import leaks
-from claa_sglang import small_model
+from claa_sglang.tools import small_model
 from tests.answers import ONE_THREAD, STRICT
 from tests.conftest import ROOT
 from tests.engine_server import Server, server

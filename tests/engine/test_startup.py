@@ -19,8 +19,8 @@ import pytest
 
 import claa_sglang
 from claa_sglang import servers
-from claa_sglang.cpu_env import cpu_environment
 from claa_sglang.patches import hooks
+from claa_sglang.tools.cpu_env import cpu_environment
 from tests.engine_server import second_plugin, server, start_failure
 
 pytestmark = pytest.mark.engine
