@@ -28,7 +28,6 @@ import json
 import multiprocessing
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,23 +41,20 @@ from rich.table import Table
 
 from benchmarks import shapes
 from benchmarks.checks import answers, prefill
+from benchmarks.engine import CPU_OPTIONS, enter_device, running
+from claa_sglang import attention_backends
 from claa_sglang.tools import small_model
-from claa_sglang.tools.cpu_env import enter_cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU_BACKENDS, CPU_BACKENDS = ("fa3", "flashinfer", "triton"), ("torch_native",)
-CPU_ENGINE = {"device": "cpu", "dtype": "float32", "mem_fraction_static": 0.4}
+GPU_BACKENDS, CPU_BACKENDS = attention_backends.of_device("cuda"), attention_backends.of_device("cpu")
+CPU_ENGINE = {**CPU_OPTIONS, "dtype": "float32"}
 OWN_SHARE = 0.01  # of TTFT, at most
 
 
 def main() -> int:
     """Run, print, write; the exit status is 1 when something is not as it must be."""
-    import torch
-
     args = parse_args()
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        enter_cpu_environment()
+    gpu = enter_device()
     args.backends = args.backends or list(GPU_BACKENDS if gpu else CPU_BACKENDS)
     model = str(args.model or small_model.prepare(ROOT / small_model.DEFAULT_DIR))
     with tempfile.TemporaryDirectory() as home:
@@ -67,7 +63,7 @@ def main() -> int:
     limit = noise(results)
     failures = verdict(results, limit, steps=len(args.schedule.split(",")) if args.schedule else 1)
     print_tables(results)
-    write(args, results, limit, failures, torch.cuda.get_device_name() if gpu else "CPU engine")
+    write(args, results, limit, failures, gpu or "CPU engine")
     for failure in failures:
         print("FAILED:", failure)
     return int(bool(failures))
@@ -141,17 +137,10 @@ def measure(name: str, model: str, shape: str | None, schedule: str | None) -> d
 @contextlib.contextmanager
 def engine_of(name: str, schedule: str | None, options: dict[str, Any]) -> Any:
     """An engine with this attention backend, shut down at the end."""
-    import sglang
-
-    started = time.perf_counter()
-    engine = sglang.Engine(
-        attention_backend=name, claa_schedule=schedule, random_seed=1, log_level="warning", **options
-    )
-    say(name, f"started in {time.perf_counter() - started:.0f} s")
-    try:
+    own = {"attention_backend": name, "claa_schedule": schedule, "random_seed": 1, "log_level": "warning"}
+    with running({**options, **own}) as (engine, seconds):
+        say(name, f"started in {seconds:.0f} s")
         yield engine
-    finally:
-        engine.shutdown()
 
 
 def say(name: str, text: str) -> None:

@@ -46,8 +46,8 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from claa_sglang.servers import Server, cpu_server
 from claa_sglang.tools import small_model
-from tests.engine_server import Server, server
 
 ROOT = Path(__file__).resolve().parent.parent
 PRUNE_LAYER, KEEP_RATE, OUTPUT_TOKENS = 14, 0.2, 33
@@ -81,12 +81,12 @@ def main() -> int:
         half, one = truncated(full, PRUNE_LAYER + 1, temp), truncated(full, 1, temp)
         common = (*COMMON, "--dtype", args.dtype)
         servers = {
-            "stock": stack.enter_context(server(full, *common)),
-            "claa": stack.enter_context(server(full, *common, *CLAA)),
-            "claa again": stack.enter_context(server(full, *common, *CLAA)),
-            "stock again": stack.enter_context(server(full, *common)),
-            "half": stack.enter_context(server(half, *common)),
-            "one": stack.enter_context(server(one, *common)),
+            "stock": stack.enter_context(cpu_server(full, *common)),
+            "claa": stack.enter_context(cpu_server(full, *common, *CLAA)),
+            "claa again": stack.enter_context(cpu_server(full, *common, *CLAA)),
+            "stock again": stack.enter_context(cpu_server(full, *common)),
+            "half": stack.enter_context(cpu_server(half, *common)),
+            "one": stack.enter_context(cpu_server(one, *common)),
         }
         samples = measure(servers, args)
     ratios = ratios_of(samples)

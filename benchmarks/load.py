@@ -31,7 +31,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.traffic import MODELS, Call, Client, leaks, pressed_server, provenance, retractions
-from tests.engine_server import Server
+from claa_sglang.servers import Server
 
 RESULT = Path(__file__).resolve().parent / "results" / "load.json"
 TIE = 1e-4  # largest difference of two log probabilities that rounding may swap
@@ -158,15 +158,39 @@ def difference(running: Server, call: Call, tokens: list[int], kept: list[int] |
 
 
 def ranking_margin(running: Server, call: Call) -> float:
-    """How far the last position kept for its rank is from the first one dropped, in the tests' reference model."""
+    """As `margin_of`, for what the server has served."""
     from transformers import AutoTokenizer
-
-    from tests.reference_model import ReferenceModel
 
     model, report = running.get("/model_info").json()["model_path"], call.report
     prompt = AutoTokenizer.from_pretrained(model).encode(call.prompt) if isinstance(call.prompt, str) else call.prompt
-    reference = ReferenceModel(Path(model), prune_layer=report["prune_layer"], score_layers=report["score_layers"])
-    return reference.pruned(prompt, call.tokens, report["keep_rate"]).margin
+    return margin_of(Path(model), prompt, report["score_layers"], report["kept_tokens"])
+
+
+def margin_of(model: Path, prompt: Sequence[int], score_layers: Sequence[int], kept: int) -> float:
+    """How far the last position kept for its rank is from the first one dropped, as transformers' own model has it.
+
+    In float32, for CLAA as the server runs it by default; infinite where no position is dropped, or none is kept for
+    its rank.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from claa_sglang.offline.capture import observing
+    from claa_sglang.offline.study import WINDOW
+    from claa_sglang.ranking.rankers import Claa
+
+    ranker, scores = Claa(), []
+
+    def observe(layer: int, q: Any, k: Any, scaling: float) -> None:
+        if layer in score_layers:
+            scores.append(ranker.score_layer(q[-WINDOW:], k, scaling=scaling))
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode(), observing(loaded, observe):
+        loaded(torch.tensor([list(prompt)]), use_cache=False, logits_to_keep=1)
+    best = ranker.rank(scores).sort(descending=True).values.tolist()
+    take = kept - WINDOW
+    return best[take - 1] - best[take] if 0 < take < len(best) else float("inf")
 
 
 def show(measured: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.traffic import MODELS, Call, Client, leaks, pressed_server, provenance, retractions
-from tests.engine_server import Server
+from claa_sglang.servers import Server
 
 RESULT = Path(__file__).resolve().parent / "results" / "soak.json"
 EVERY = 10.0  # seconds

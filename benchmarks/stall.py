@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import shapes
+from benchmarks.engine import CPU_OPTIONS, enter_device, running
 from claa_sglang.tools import small_model
-from claa_sglang.tools.cpu_env import enter_cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1.5
@@ -44,7 +44,7 @@ STEADY = 4  # tokens each of them has streamed before the long prompt arrives
 def main() -> int:
     """Run, print, write; the exit status is 1 when a gap is longer than LIMIT times stock's."""
     args = parse_args()
-    gpu = gpu_name()
+    gpu = enter_device()
     with contextlib.ExitStack() as stack:
         stock, claa = start_engines(args, gpu, stack)
         gaps = measure(stock, claa, args)
@@ -70,19 +70,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def gpu_name() -> str | None:
-    """Name of the GPU the engines will use; None for the CPU engine."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
 def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.ExitStack) -> tuple[Any, Any]:
     """(stock, CLAA), each with room for the long prompt, its late slots and what decodes."""
-    if gpu is None:
-        enter_cpu_environment()
-    import sglang
-
     options: dict[str, Any] = {
         "chunked_prefill_size": args.chunk,
         "prefill_decode_interval": 1,
@@ -97,15 +86,12 @@ def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.E
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options |= {"model_path": str(shapes.write(args.shape, home)), **shapes.RANDOM_WEIGHTS}
     if gpu is None:
-        options |= {"device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "sleep_on_idle": True}
-        options |= {"mem_fraction_static": 0.4}
+        options |= {**CPU_OPTIONS, "dtype": "float32", "sleep_on_idle": True}
     engines = []
     for extra in ({}, {"enable_claa": True, "claa_policy": "always", "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
-        started = time.perf_counter()
-        engine = sglang.Engine(**options, **extra)
-        stack.callback(engine.shutdown)
+        engine, seconds = stack.enter_context(running({**options, **extra}))
         engines.append(engine)
-        print(f"engine {len(engines)} of 2 started in {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"engine {len(engines)} of 2 started in {seconds:.0f} s", flush=True)
     return engines[0], engines[1]
 
 

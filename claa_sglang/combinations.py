@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from claa_sglang import attention_backends
 from claa_sglang.config import refusals
 from claa_sglang.requests import dense_rules, options
 
@@ -95,6 +96,12 @@ def markdown() -> str:
         "",
         "and what stock refuses: prompts longer than the context or the pool, parameters out of range.",
         "",
+        "## Attention backends",
+        "",
+        "| `--attention-backend` | run on | decode graphs | host waits of a plan |",
+        "|---|---|---|---|",
+        *(_backend(backend) for backend in attention_backends.BACKENDS),
+        "",
         "## Refused at start",
         "",
         "| rule | why | remedy |",
@@ -102,6 +109,11 @@ def markdown() -> str:
         *(f"| {rule.id} | {_cell(rule.reason)} | {_cell(rule.remedy)} |" for rule in refusals.RULES),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _backend(backend: attention_backends.AttentionBackend) -> str:
+    waits = "one, and one more for each prune" if backend.plan_waits else "none"
+    return f"| `{backend.name}` | {backend.device} | {'yes' if backend.decode_graphs else 'no'} | {waits} |"
 
 
 def _cell(text: str) -> str:

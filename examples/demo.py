@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import prose
 import torch
+from asking import Answer, ask
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
-from serving import Answer, ask, flush, serve
 
+from claa_sglang.servers import Server, server
 from claa_sglang.tools.cpu_env import CpuEnvError, cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 CPU_FLAGS = ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "20000"]
 CPU_FLAGS += ["--dtype", "float32"]
 MAX_NEW_TOKENS = 24
+START_TIMEOUT = 600.0  # seconds
 
 Modes = Mapping[str, Mapping[str, Any] | None]
 MODES: Modes = {"pruned": {}, "dense": {"enabled": False}}
@@ -96,13 +98,13 @@ def main() -> int:
         env = {} if gpu else cpu_environment()
         with (
             console.status(f"starting SGLang on the {'GPU' if gpu else 'CPU'}, half a minute or so") as status,
-            serve(args.model_path, flags + ([] if gpu else CPU_FLAGS), env) as url,
+            server(args.model_path, *flags, *([] if gpu else CPU_FLAGS), env=env, timeout=START_TIMEOUT) as running,
         ):
             prompts = Prompts(args.model_path)
             _say(console, status, "warming up")
-            _warm_up(url, prompts, modes)
+            _warm_up(running, prompts, modes)
             _say(console, status, "asking " + " and ".join(modes))
-            runs = _ask_all(url, prompts, modes, args.repeats)
+            runs = _ask_all(running, prompts, modes, args.repeats)
     except (RuntimeError, CpuEnvError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -120,24 +122,24 @@ def _say(console: Console, status: Status, text: str) -> None:
         console.print(text)
 
 
-def _warm_up(url: str, prompts: Prompts, modes: Modes) -> None:
+def _warm_up(running: Server, prompts: Prompts, modes: Modes) -> None:
     document = prose.document("basket", 930457)
     for options in modes.values():
         # Both questions, so that the path of a prefix hit has run before the clock does.
         for question in (prose.question("basket"), FOLLOW_UP.text):
-            ask(url, prompts.about(document, question), 2, options)
+            ask(running.url, prompts.about(document, question), 2, options)
 
 
-def _ask_all(url: str, prompts: Prompts, modes: Modes, repeats: int) -> list[Run]:
+def _ask_all(running: Server, prompts: Prompts, modes: Modes, repeats: int) -> list[Run]:
     document = prose.document("lantern", LANTERN)
     answers: dict[tuple[Question, str], list[Answer]] = {(q, m): [] for q in (FIRST, FOLLOW_UP) for m in modes}
     for _ in range(repeats):
         for mode, options in modes.items():
             # Each starts cold; the follow-up finds what the first question of the same mode left.
-            flush(url)
+            running.flush()
             for question in (FIRST, FOLLOW_UP):
                 text = prompts.about(document, question.text)
-                answers[question, mode].append(ask(url, text, MAX_NEW_TOKENS, options))
+                answers[question, mode].append(ask(running.url, text, MAX_NEW_TOKENS, options))
     return [Run(question, mode, got[-1], [a.ttft for a in got]) for (question, mode), got in answers.items()]
 
 

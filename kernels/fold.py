@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from claa_sglang.kernels.layout import Row
+
+# Triton reads globals that are constexpr only.
+_TOKENS = tl.constexpr(int(Row.TOKENS))
+_BEFORE = tl.constexpr(int(Row.BEFORE))
 # Positions of one program. Fixed: the order of a row's sums, and so its last bits, must depend on the row alone.
 _BLOCK = 1024
 # Blocks whose partial moments are read together.
@@ -37,7 +42,7 @@ def fold(
     Args:
         mass: fp32 `[kv_heads * P]`, contiguous, P = the sum of N-W over the requests: the `[kv_heads, N-W]` of each
             request one after the other, as `window_mass` returns it.
-        requests: int32 `[4, R]` as for `window_mass`; the last two rows are read.
+        requests: int32 `[4, R]`, see layout.py; `TOKENS` and `BEFORE` are read.
         ranking: fp32 `[P]`, contiguous: the `[N-W]` of each request one after the other.
         window: W.
         pool_kernel: odd, in tokens.
@@ -49,8 +54,8 @@ def fold(
 
     Two launches: moments, grid (blocks of 1024 positions, kv_heads, R); fold, grid (blocks, R). Moments of a block are
     two-pass and blocks are merged by Chan's formula in fixed order: sound for any length, deterministic, and
-    independent of the rest of the batch. fp32, no atomics. Never waits for the GPU. Allocates
-    `workspace_bytes(R, kv_heads, max_tokens - window)`.
+    independent of the rest of the batch. fp32, no atomics. Never waits for the GPU. Allocates 8 bytes for each block,
+    KV head and request.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
@@ -65,7 +70,7 @@ def fold(
         or mass.numel() < positions
         or mass.numel() % positions
         or requests.ndim != 2
-        or requests.shape[0] != 4
+        or requests.shape[0] != len(Row)
         or requests.shape[1] < 1
         or not window < max_tokens
         or pool_kernel < 1
@@ -88,11 +93,6 @@ def fold(
     )  # fmt: skip
 
 
-def workspace_bytes(requests: int, kv_heads: int, max_positions: int) -> int:
-    """Bytes `fold` allocates; max_positions is the largest N-W."""
-    return 8 * requests * kv_heads * triton.cdiv(max_positions, _BLOCK)
-
-
 @triton.jit
 def _pooled(row, at, ranked, pool_kernel):
     """Average over the `pool_kernel` positions around each of `at`; what is outside [0, ranked) counts as 0."""
@@ -108,11 +108,11 @@ def _moments_kernel(mass, requests, means, squares, window, pool_kernel, BLOCK: 
     """Mean, and sum of squared distances from it, of one block: [R, kv_heads, blocks]."""
     block, kv_head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks, kv_heads, count = tl.num_programs(0), tl.num_programs(1), tl.num_programs(2)
-    ranked = tl.load(requests + 2 * count + request) - window
+    ranked = tl.load(requests + _TOKENS * count + request) - window
     first = block * BLOCK
     if first >= ranked:
         return
-    before = tl.load(requests + 3 * count + request).to(tl.int64) * kv_heads
+    before = tl.load(requests + _BEFORE * count + request).to(tl.int64) * kv_heads
     at = first + tl.arange(0, BLOCK)
     scores = _pooled(mass + before + kv_head.to(tl.int64) * ranked, at, ranked, pool_kernel)
     mean = tl.sum(tl.where(at < ranked, scores, 0.0), axis=0) / tl.minimum(ranked - first, BLOCK)
@@ -159,11 +159,11 @@ def _fold_kernel(
     """z-scores of one block of positions for every KV head, and their maximum with the ranking so far."""
     block, request = tl.program_id(0), tl.program_id(1)
     blocks, count = tl.num_programs(0), tl.num_programs(1)
-    ranked = tl.load(requests + 2 * count + request) - window
+    ranked = tl.load(requests + _TOKENS * count + request) - window
     first = block * BLOCK
     if first >= ranked:
         return
-    before = tl.load(requests + 3 * count + request).to(tl.int64)
+    before = tl.load(requests + _BEFORE * count + request).to(tl.int64)
     at = first + tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     for kv_head in range(0, kv_heads):

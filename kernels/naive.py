@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from claa_sglang.kernels.layout import Row
+
 
 def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> Tensor:
     """q [W, heads, d], k [N, kv_heads, d], N > W -> fp32 [kv_heads, N-W]; see scoring.window_scores."""
@@ -76,8 +78,8 @@ def window_mass(
     q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, *, window: int, scaling: float
 ) -> Tensor:
     """fp32 [kv_heads * positions]; see window_attention.window_mass."""
-    parts = []
-    for first_row, table_row, tokens, _ in requests.T.tolist():
+    parts, rows = [], requests.tolist()
+    for first_row, table_row, tokens in zip(rows[Row.FIRST_ROW], rows[Row.TABLE_ROW], rows[Row.TOKENS], strict=True):
         keys = key_buffer[table[table_row, :tokens].long()]
         queries = q[first_row : first_row + window]
         parts.append(window_scores(queries, keys, scaling=scaling, pool_kernel=1).flatten())
@@ -87,7 +89,7 @@ def window_mass(
 def fold(mass: Tensor, requests: Tensor, ranking: Tensor, *, window: int, pool_kernel: int, first_layer: bool) -> None:
     """In place, of the same device; see fold.fold."""
     kv_heads = mass.numel() // ranking.numel()
-    for _, _, tokens, before in requests.T.tolist():
+    for tokens, before in requests[[Row.TOKENS, Row.BEFORE]].T.tolist():
         ranked = tokens - window
         rows = mass[kv_heads * before : kv_heads * (before + ranked)].view(kv_heads, ranked)
         pooled = torch.tensor([_average_pool(row, pool_kernel) for row in rows.tolist()], dtype=torch.float64)

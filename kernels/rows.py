@@ -62,16 +62,14 @@ def store(
     *,
     is_pair: bool,
     vector: int,
-    rows: Tensor | None = None,
 ) -> None:
     """Write the states of `slots`.
 
     Args:
         parts, vector: of `make_parts`; the counts sum to 2 H for a pair, H for a sum.
         slots: int64 `[n]`, contiguous. Of equal slots one wins, part by part.
-        hidden, residual: `[rows, H]`, last stride 1, of the buffers' dtype: nothing here checks that.
+        hidden, residual: `[n, H]`, last stride 1, of the buffers' dtype: nothing here checks that.
         is_pair: whether hidden and residual are stored side by side, bit for bit, or as their sum (fp32, then rounded).
-        rows: int64 `[n]`, contiguous: which rows of hidden and residual belong to the slots; None: row i to slot i.
 
     One launch, grid (n, P); none for n = 0. Allocates nothing and never waits for the GPU.
 
@@ -79,14 +77,12 @@ def store(
         ValueError: shapes, dtypes or strides that do not fit.
     """
     _check("store", parts, slots, hidden, residual)
-    if hidden.shape[0] != slots.shape[0] if rows is None else (rows.shape, rows.dtype) != (slots.shape, slots.dtype):
-        chosen = "" if rows is None else f", {rows.dtype} {tuple(rows.shape)} rows of them"
-        raise ValueError(f"store: {slots.shape[0]} slots for {tuple(hidden.shape)} states{chosen}")
+    if hidden.shape[0] != slots.shape[0]:
+        raise ValueError(f"store: {slots.shape[0]} slots for {tuple(hidden.shape)} states")
     if slots.shape[0]:
         _store_kernel[(slots.shape[0], parts.shape[1])](
-            parts, slots, slots if rows is None else rows, hidden, residual, hidden.stride(0), residual.stride(0),
-            HIDDEN=hidden.shape[1], IS_PAIR=is_pair, HAS_ROWS=rows is not None,
-            VECTOR=vector, BLOCK=_BLOCK, num_warps=4,
+            parts, slots, hidden, residual, hidden.stride(0), residual.stride(0),
+            HIDDEN=hidden.shape[1], IS_PAIR=is_pair, VECTOR=vector, BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip
 
 
@@ -135,28 +131,23 @@ def _part(parts, slots, dtype: tl.constexpr, VECTOR: tl.constexpr):
 
 
 # Parts of a list of slots begin anywhere; they are read one by one.
-@triton.jit(do_not_specialize_on_alignment=["slots", "rows"])
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _store_kernel(
     parts,
     slots,
-    rows,
     hidden,
     residual,
     hidden_row,
     residual_row,
     HIDDEN: tl.constexpr,
     IS_PAIR: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One part of one slot's state."""
     dtype: tl.constexpr = hidden.dtype.element_ty
     target, first, size = _part(parts, slots, dtype, VECTOR)
-    if HAS_ROWS:
-        row = tl.load(rows + tl.program_id(0))
-    else:
-        row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
     hidden += row * hidden_row
     residual += row * residual_row
     for start in range(0, size, BLOCK):

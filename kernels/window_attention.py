@@ -16,6 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from claa_sglang.kernels.layout import Row
+
+# Triton reads globals that are constexpr only.
+_FIRST_ROW = tl.constexpr(int(Row.FIRST_ROW))
+_TABLE_ROW = tl.constexpr(int(Row.TABLE_ROW))
+_TOKENS = tl.constexpr(int(Row.TOKENS))
+_BEFORE = tl.constexpr(int(Row.BEFORE))
 # Query rows (window x GQA group) of one tile, at most. fp32 products are made in registers, without tensor cores.
 _MAX_ROWS = 64
 _MAX_ROWS_FP32 = 16
@@ -47,8 +54,7 @@ def window_mass(
         key_buffer: post-RoPE keys `[slots, kv_heads, d]` of the same dtype (bf16, fp16 or fp32); likewise. heads is a
             multiple of kv_heads.
         table: int32 `[table rows, columns]`, last stride 1: the slots of a request's tokens, in any order.
-        requests: int32 `[4, R]`, contiguous, R > 0: per request the index in q of its first window row, its table row,
-            its N, and the sum of N-W over the requests before it.
+        requests: int32 `[4, R]`, contiguous, R > 0; see layout.py.
         window: W > 0. Every N is larger; nothing checks that.
         scaling: factor on the logits.
         max_tokens: the largest N.
@@ -62,8 +68,8 @@ def window_mass(
 
     Three launches: partial log-sum-exp, grid (row tiles * splits, kv_heads, R); its merge, grid (rows / 16, kv_heads,
     R); mass, grid (tiles of keys, kv_heads, R). Products in the input dtype with fp32 sums (fp32 input: no TF32), the
-    rest in fp32, no atomics. Never waits for the GPU. Allocates the result and, with M = W * heads / kv_heads,
-    `workspace_bytes(R, kv_heads, M)`.
+    rest in fp32, no atomics. Never waits for the GPU. Allocates the result and at most 1028 bytes for each request,
+    query head and row of the window: no more for a longer prompt.
 
     Raises:
         ValueError: shapes, dtypes or strides that do not fit.
@@ -116,11 +122,6 @@ def window_mass(
     return mass
 
 
-def workspace_bytes(requests: int, kv_heads: int, group_rows: int) -> int:
-    """Most bytes `window_mass` allocates besides its result; group_rows is W * heads / kv_heads."""
-    return 4 * requests * kv_heads * group_rows * (2 * _most_splits(group_rows) + 1)
-
-
 def _most_splits(group_rows: int) -> int:
     """Into how many parts a prompt is split at most. Of the rows alone: the order of a request's sums, and so its last
     bits, must not depend on its neighbours. More rows need fewer splits to fill a GPU and cost more per split."""
@@ -132,7 +133,8 @@ def _check(q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, windo
         raise ValueError(f"window_mass: q is {q.dtype}, keys are {key_buffer.dtype}; needs one of bf16, fp16, fp32")
     if any(t.stride(-1) != 1 for t in (q, key_buffer, table)) or not requests.is_contiguous():
         raise ValueError("window_mass: q, keys and table need a last stride of 1, requests must be contiguous")
-    if table.dtype != torch.int32 or requests.dtype != torch.int32 or requests.ndim != 2 or requests.shape[0] != 4:
+    described = requests.dtype == torch.int32 and requests.ndim == 2 and requests.shape[0] == len(Row)
+    if table.dtype != torch.int32 or not described:
         raise ValueError(f"window_mass: table is {table.dtype}, requests {requests.dtype} {tuple(requests.shape)}")
     if window < 1 or requests.shape[1] < 1:
         raise ValueError(f"window_mass: window {window}, {requests.shape[1]} requests; needs at least one of each")
@@ -190,15 +192,16 @@ def _partial_lse_kernel(
     tile, split = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     kv_head, request = tl.program_id(1), tl.program_id(2)
     count = tl.num_programs(2)
-    tokens = tl.load(requests + 2 * count + request)
+    tokens = tl.load(requests + _TOKENS * count + request)
     share = tl.cdiv(tl.cdiv(tokens, MOST_SPLITS), BLOCK_N) * BLOCK_N
     first = split * share
     if first >= tokens:
         return
     end = tl.minimum(first + share, tokens)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    queries = _query_tile(q, tl.load(requests + request), row, kv_head, window, group, q_row, q_head, DIM, BLOCK_D)
-    slots = table + tl.load(requests + count + request).to(tl.int64) * table_row
+    first_row = tl.load(requests + _FIRST_ROW * count + request)
+    queries = _query_tile(q, first_row, row, kv_head, window, group, q_row, q_head, DIM, BLOCK_D)
+    slots = table + tl.load(requests + _TABLE_ROW * count + request).to(tl.int64) * table_row
     # The window's row w is token N - W + w, and sees itself and what is before it.
     visible = tl.minimum(tokens - window + row // group + 1, end)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -233,7 +236,7 @@ def _merge_lse_kernel(
 ):
     """Log-sum-exp of each query row from its splits: [R, kv_heads, window * group], to the base 2."""
     kv_head, request = tl.program_id(1), tl.program_id(2)
-    tokens = tl.load(requests + 2 * tl.num_programs(2) + request)
+    tokens = tl.load(requests + _TOKENS * tl.num_programs(2) + request)
     share = tl.cdiv(tl.cdiv(tokens, MOST_SPLITS), BLOCK_N) * BLOCK_N
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.arange(0, MOST_SPLITS)
@@ -272,13 +275,13 @@ def _mass_kernel(
     """Probabilities of one tile of keys before the window, summed over the window and the GQA group."""
     kv_head, request = tl.program_id(1), tl.program_id(2)
     kv_heads, count = tl.num_programs(1), tl.num_programs(2)
-    ranked = tl.load(requests + 2 * count + request) - window
+    ranked = tl.load(requests + _TOKENS * count + request) - window
     first = tl.program_id(0) * BLOCK_N
     if first >= ranked:
         return
     at = first + tl.arange(0, BLOCK_N)
-    first_row = tl.load(requests + request)
-    slots = table + tl.load(requests + count + request).to(tl.int64) * table_row
+    first_row = tl.load(requests + _FIRST_ROW * count + request)
+    slots = table + tl.load(requests + _TABLE_ROW * count + request).to(tl.int64) * table_row
     keys = _key_tile(k, slots, at, ranked, kv_head, k_slot, k_head, DIM, BLOCK_D)
     group_rows = window * group
     row_lse = lse + (request * kv_heads + kv_head).to(tl.int64) * group_rows
@@ -290,5 +293,5 @@ def _mass_kernel(
         # Every row of the window sees every key before it: no mask but that of the tile.
         weights = tl.exp2(tl.dot(queries, keys, input_precision="ieee") * scale - norm[:, None])
         total += tl.sum(tl.where((row < group_rows)[:, None], weights, 0.0), axis=0)
-    before = tl.load(requests + 3 * count + request).to(tl.int64) * kv_heads
+    before = tl.load(requests + _BEFORE * count + request).to(tl.int64) * kv_heads
     tl.store(mass + before + kv_head.to(tl.int64) * ranked + at, total, mask=at < ranked)

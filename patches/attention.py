@@ -18,6 +18,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch.profiler import record_function
 
 from claa_sglang import startup_time
+from claa_sglang.active_pass import ActivePass
 from claa_sglang.arguments import config_of
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.batch_plan import BatchPlan
@@ -75,7 +76,7 @@ class ClaaAttnBackend(AttentionBackend):
         self.attn_backend_list = children
         self.slots = slots
         self.config = config
-        self.active: LatePass | DecodeGraphPass | None = None
+        self.active: ActivePass | None = None
         self._next_plan: BatchPlan | None = None
         self._translators = translators
 
@@ -178,7 +179,6 @@ class ClaaAttnBackend(AttentionBackend):
         out = self.attn_backend_list[level].forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         # After the child: some backends write this forward's keys to the pool only then.
         if self.active.needs_scores(level, layer.layer_id):
-            assert isinstance(self.active, LatePass)
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
             with record_function("claa::score"):

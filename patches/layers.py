@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from claa_sglang import startup_time
-from claa_sglang.forward.graph_decode import DecodeGraphPass
+from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.patches.attention import ClaaAttnBackend
@@ -158,7 +158,7 @@ class LateStack:
             return self._layers[self.prunes[0] + 1](*args, **kwargs)
         positions, batch = args[0], args[2]
         hidden, residual = self._convention.export(args, kwargs)
-        if isinstance(late, DecodeGraphPass):  # capture: an error is SGLang's to report
+        if not isinstance(late, LatePass):  # capture: an error is SGLang's to report
             self._boundaries[0].store(*late.boundary_rows(hidden, residual))
             return self._convention.result(*self._run(late, hidden, residual, positions), batch)
         try:

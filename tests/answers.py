@@ -9,18 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.engine_server import Server
+from claa_sglang.servers import ONE_THREAD as ONE_THREAD
+from claa_sglang.servers import STRICT as STRICT
+from claa_sglang.servers import Server
 from tests.reference_model import Expected
 
-# Strict accounting in every scheduler step and at idle, and a census of slots in every step; a leak, a slot with two
-# owners or a slot of the wrong kind stops the server, and the test with it.
-STRICT = {
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
-}
-# Test files run side by side: two threads each would wait for each other longer than one computes.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # Without a tokenizer, and without using the processor while nothing is asked.
 TINY_FLAGS = ("--skip-tokenizer-init", "--sleep-on-idle")
 # Largest difference of a log probability between SGLang and transformers in float32, on tiny models.
@@ -89,11 +82,7 @@ def check(answer: Answer, expected: Expected, tolerance: float = TOLERANCE) -> N
 
 def check_idle(server: Server) -> None:
     """Nothing is held: every late slot is back, and the cache can be emptied completely."""
-    slots = server.get("/server_info").json()["claa"]["late_slots"]
-    assert slots["held"] == 0, slots
-    server.flush()
-    slots = server.get("/server_info").json()["claa"]["late_slots"]
-    assert slots["held"] == 0 and slots["free"] == slots["total"], slots
+    assert not (left := server.left_behind()), left
 
 
 def _answer(body: dict[str, Any], vocabulary: int) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -47,6 +47,15 @@ def gemfilter(layers: Sequence[Layer], scaling: float) -> list[float]:
         for token in range(tokens)
     ]
     return _average(logits, 5)[: tokens - window]
+
+
+# name -> its oracle: (layers, scaling, window) to a ranking, with default switches. Uniform has none: it is a sample.
+ORACLES: dict[str, Callable[[Sequence[Layer], float, int], list[float]]] = {
+    "claa": lambda layers, scaling, window: claa(layers, scaling, queries=window),
+    "last-query": lambda layers, scaling, window: claa(layers, scaling, queries=1),
+    "fastkv": lambda layers, scaling, window: fastkv(layers, scaling),
+    "gemfilter": lambda layers, scaling, window: gemfilter(layers, scaling),
+}
 
 
 def _mass(layer: Layer, scaling: float, kv_head: int, queries: int) -> list[float]:

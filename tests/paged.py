@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from claa_sglang.kernels.layout import describe
 
 
 class Shape(NamedTuple):
@@ -34,17 +35,6 @@ class Batch(NamedTuple):
     requests: Tensor
     max_tokens: int
     positions: int
-
-
-def describe(
-    first_rows: Sequence[int], table_rows: Sequence[int], tokens: Sequence[int], window: int
-) -> list[list[int]]:
-    """The four rows of the kernels' `requests`, on the host."""
-    before, offsets = 0, []
-    for count in tokens:
-        offsets.append(before)
-        before += count - window
-    return [list(first_rows), list(table_rows), list(tokens), offsets]
 
 
 def make_batch(shape: Shape, *, device: str = "cpu", spread: float = 2.0, seed: int = 0) -> Batch:

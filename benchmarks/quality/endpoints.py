@@ -12,18 +12,13 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.util import Retry
 
-from claa_sglang.tools import cpu_env
+from benchmarks import engine
 
 T = TypeVar("T")
 TIMEOUT = 1800  # seconds; a request waits behind all others in flight
 # A server may close an idle connection at the moment it is used again; a greedy answer can be asked for once more.
 RETRY = Retry(total=5, backoff_factor=0.5, allowed_methods=None)
-CPU_OPTIONS = {
-    "device": "cpu",
-    "attention_backend": "torch_native",
-    "max_total_tokens": 60_000,
-    "mem_fraction_static": 0.4,
-}
+CPU_OPTIONS = {**engine.CPU_OPTIONS, "max_total_tokens": 60_000}
 
 
 class Endpoint(Protocol):
@@ -48,17 +43,11 @@ class EngineEndpoint:
     """`sgl.Engine` in this process, on the GPU if there is one. Everything may be pruned, however short."""
 
     def __init__(self, model: str, options: Mapping[str, Any]):
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            cpu_env.enter_cpu_environment()
-        import sglang
-
-        self.device = torch.cuda.get_device_name() if on_gpu else "CPU engine"
+        gpu = engine.enter_device()
+        self.device = gpu or "CPU engine"
         defaults = {"log_level": "error", "random_seed": 0, "claa_min_prompt_tokens": 0}
-        known = {**({} if on_gpu else CPU_OPTIONS), **defaults, **options}
-        self._engine = sglang.Engine(model_path=model, enable_claa=True, **known)
+        known = {**({} if gpu else CPU_OPTIONS), **defaults, **options}
+        self._engine = engine.start({"model_path": model, "enable_claa": True, **known}).engine
 
     def info(self) -> dict[str, Any]:
         return self._engine.get_server_info()

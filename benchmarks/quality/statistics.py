@@ -15,21 +15,13 @@ from scipy import stats
 
 from benchmarks.quality.answers import Answer
 from benchmarks.quality.settings import DENSE, Setting
+from claa_sglang.offline.interval import CONFIDENCE, Interval
 from claa_sglang.tasks.grade import grade
 from claa_sglang.tasks.record import Prompt
 
-LEVEL = 0.95
 RESAMPLES = 2000
 ALL = "all"  # tasks, or sources: every prompt counts once
 EVERY_LENGTH = 0
-
-
-class Interval(msgspec.Struct, frozen=True):
-    """A mean over prompts and its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +138,7 @@ def mean_score(scores: np.ndarray) -> Interval:
     """Mean of scores [n] in [0, 1]. Of right and wrong alone: Wilson's score interval; of shares: bootstrap."""
     if not np.isin(scores, (0, 1)).all():
         return mean(scores)
-    found = stats.binomtest(int(scores.sum()), len(scores)).proportion_ci(LEVEL, method="wilson")
+    found = stats.binomtest(int(scores.sum()), len(scores)).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(scores.mean()), float(found.low), float(found.high))
 
 
@@ -158,14 +150,14 @@ def mean(values: np.ndarray) -> Interval:
     """
     middle = float(values.mean())
     if np.ptp(values) == 0:
-        possible = float(stats.binomtest(0, len(values)).proportion_ci(LEVEL, method="exact").high)
+        possible = float(stats.binomtest(0, len(values)).proportion_ci(CONFIDENCE, method="exact").high)
         return Interval(middle, middle - possible, middle + possible)
     found = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
         batch=100,
-        confidence_level=LEVEL,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality.settings import DENSE_NAME
-from benchmarks.quality.statistics import ALL, EVERY_LENGTH, Cell, Interval
+from benchmarks.quality.statistics import ALL, EVERY_LENGTH, Cell
 from benchmarks.quality.timing import Ttft
+from claa_sglang.offline.interval import Interval
 
 
 def show(cells: Sequence[Cell], times: Sequence[Ttft]) -> None:

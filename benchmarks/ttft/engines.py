@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.engine import start
+
 CASE_SECONDS = 600  # the longest that requests sent together may take
 
 
@@ -120,11 +122,8 @@ def _work(options: dict[str, Any], connection: Connection) -> None:
     """The process: start, answer tasks one by one, end when the parent closes its side or is gone."""
     engine = None
     try:
-        import sglang
-
-        started = time.perf_counter()
-        engine = sglang.Engine(**options)
-        connection.send(time.perf_counter() - started)
+        engine, seconds = start(options)
+        connection.send(seconds)
         while True:
             name, *arguments = connection.recv()
             connection.send(_TASKS[name](engine, *arguments))

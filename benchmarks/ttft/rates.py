@@ -12,11 +12,9 @@ import io
 import json
 import multiprocessing
 import os
-import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from tqdm import tqdm
 from benchmarks import shapes
 from benchmarks.ttft.run import Run
 from benchmarks.ttft.variants import STOCK, TTFT, keep, options
-from tests.engine_server import stop
+from claa_sglang.servers import Server, launched
 
 OUTPUT_TOKENS = 16
 START_SECONDS, CLIENT_SECONDS = 400, 1800
@@ -41,8 +39,10 @@ def measure(run: Run, servers: dict[str, dict[str, Any]], chunk: int) -> None:
         model = Path(servers["stock"]["model_path"])
         if not (model / "tokenizer.json").exists():
             shapes.write_tokenizer(model, run.model.config["vocab_size"])
-        processes = {name: stack.enter_context(_server(servers[name], home / name)) for name in ("stock", "claa")}
-        urls = {name: _ready(process, url, home / name) for name, (process, url) in processes.items()}
+        started = {name: stack.enter_context(_launched(servers[name])) for name in ("stock", "claa")}
+        for server in started.values():
+            server.wait(START_SECONDS)
+        urls = {name: server.url for name, server in started.items()}
         cases = [(STOCK, urls["stock"], None)]
         cases += [(keep(rate), urls["claa"], options(rate)) for rate in settings.keep_rates]
         for name, url, claa in cases:
@@ -73,29 +73,9 @@ def flags(engine_options: Mapping[str, Any]) -> list[str]:
     return result
 
 
-@contextlib.contextmanager
-def _server(engine_options: dict[str, Any], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """(process, URL) of a server that may not be ready yet; killed when the block ends. It prints to `log`."""
-    port = _free_port()
-    served = {name: value for name, value in engine_options.items() if name != "skip_tokenizer_init"}
-    command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(port), *flags(served)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        stop(process)
-
-
-def _ready(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
-    """`url`, once its server answers. Raises RuntimeError with the end of its log."""
-    from sglang.utils import wait_for_http_ready
-
-    try:
-        wait_for_http_ready(url + "/health", timeout=START_SECONDS, process=process)
-    except (RuntimeError, TimeoutError) as error:
-        raise RuntimeError(f"{error}; the end of its log:\n{log.read_text(errors='replace')[-5000:]}") from error
-    return url
+def _launched(engine_options: Mapping[str, Any]) -> contextlib.AbstractContextManager[Server]:
+    """A server that may not be ready yet; the client needs its tokenizer."""
+    return launched(*flags({name: value for name, value in engine_options.items() if name != "skip_tokenizer_init"}))
 
 
 def _check(name: str, url: str, sampling: dict[str, Any], tokens: int, vocab_size: int) -> None:
@@ -159,9 +139,3 @@ def _run_client(command: list[str]) -> tuple[str | int | None, str]:
 def _sampling(claa: dict[str, Any] | None) -> dict[str, Any]:
     params: dict[str, Any] = {"temperature": 0, "max_new_tokens": OUTPUT_TOKENS, "ignore_eos": True}
     return params if claa is None else {**params, "custom_params": {"claa": claa}}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from benchmarks import shapes
+from benchmarks.engine import CPU_OPTIONS as CPU_ENGINE
 from benchmarks.ttft.bound import Depth
 from benchmarks.ttft.settings import (
     CHAT_ANSWER,
@@ -111,9 +112,7 @@ def engine_options(
 # The size of the KV is given; a margin that each engine leaves would only be taken off what the others find.
 GPU_OPTIONS = {"mem_fraction_static": 0.95}
 CPU_OPTIONS = {
-    "device": "cpu",
-    "attention_backend": "torch_native",
-    "mem_fraction_static": 0.4,
+    **CPU_ENGINE,
     "max_running_requests": 32,
     "sleep_on_idle": True,  # an idle scheduler would spin and take a core from the one that is measured
 }

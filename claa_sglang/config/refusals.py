@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-ATTENTION_BACKENDS = ("torch_native", "fa3", "flashinfer", "triton")
+from claa_sglang import attention_backends
+
 DEVICES = ("cpu", "cuda")
 BF16 = ("bf16", "bfloat16")
 SPECIAL_ARCHITECTURES = (
@@ -223,9 +224,9 @@ RULES: tuple[Rule, ...] = (
     Rule("routed-experts", _flag("enable_return_routed_experts", "enable_return_indexer_topk"),
          "per-layer records of dropped tokens do not exist after the prune layer",
          _DROP.format("--enable-return-routed-experts and --enable-return-indexer-topk")),
-    Rule("attention-backend", lambda f: not set(_attention_backends(f)) <= set(ATTENTION_BACKENDS),
+    Rule("attention-backend", lambda f: not set(_attention_backends(f)) <= set(attention_backends.NAMES),
          "the attention backend is not one that late views were written for",
-         f"use --attention-backend {{{','.join(ATTENTION_BACKENDS)}}}"),
+         f"use --attention-backend {{{','.join(attention_backends.NAMES)}}}"),
     Rule("two-attention-backends", lambda f: len(set(_attention_backends(f))) > 1,
          "different attention backends for prefill and decode are not tested",
          "use --attention-backend alone, without --prefill-attention-backend and --decode-attention-backend"),

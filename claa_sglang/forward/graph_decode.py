@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from claa_sglang.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.late_view import on_device
 
@@ -79,22 +80,31 @@ class DecodeBuffers:
         self.boundary[real:count].zero_()
 
 
-class DecodeGraphPass:
-    """What the late layers' wrapper is given while a graph is captured; see `LatePass` for the calls."""
-
-    has_late_rows = True
+class DecodeGraphPass(ActivePass):
+    """What the late layers' wrapper is given while a graph is captured: every row goes everywhere."""
 
     def __init__(self, views: list[Any], boundary_slots: Tensor) -> None:
         self.views = views  # the batch, then one view per late level
         self._boundary_slots = boundary_slots
 
+    @property
+    def has_late_rows(self) -> bool:
+        return True
+
     def needs_scores(self, level: int, layer_id: int) -> bool:
         """Decoding ranks nothing."""
         return False
 
+    def score(self, level: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        raise AssertionError("decoding ranks nothing")
+
     def boundary_rows(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(slots, hidden, residual) of every row."""
         return self._boundary_slots, hidden, residual
+
+    def last_tokens(self) -> list[tuple[Tensor, Tensor]]:
+        """None: decoding has no late prefill that goes on."""
+        return []
 
     def cross(
         self, level: int, hidden: Tensor, residual: Tensor, positions: Tensor, boundary: Any

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from claa_sglang.active_pass import ActivePass
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.batch_plan import BatchPlan, Segment
 from claa_sglang.forward.late_view import make_view, on_device
@@ -25,7 +26,7 @@ Agree = Callable[[Tensor], Tensor]
 Prepare = Callable[[Any, int], None]
 
 
-class LatePass:
+class LatePass(ActivePass):
     """State of one forward.
 
     Args:

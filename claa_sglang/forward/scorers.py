@@ -13,6 +13,7 @@ from torch import Tensor
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.late_view import on_device
+from claa_sglang.kernels.layout import Row, describe
 from claa_sglang.ranking.rankers import make
 from claa_sglang.ranking.spec import RankerSpec
 from claa_sglang.requests.state import RequestState, contain
@@ -115,16 +116,14 @@ class KernelScorer:
         self._requests, self._table, self._config = requests, table, config
         self._first_layer = True
         counts = [scored.tokens - config.window for scored in requests]
-        starts = [sum(counts[:i]) for i in range(len(counts))]
+        first_rows, table_rows = [s.first_row for s in requests], [s.table_row for s in requests]
+        described = describe(first_rows, table_rows, [s.tokens for s in requests], config.window)
         self._spans = {
             scored.request: slice(start, start + count)
-            for scored, start, count in zip(requests, starts, counts, strict=True)
+            for scored, start, count in zip(requests, described[Row.BEFORE], counts, strict=True)
         }
         self._max_tokens = max(scored.tokens for scored in requests)
-        first_rows, table_rows = [s.first_row for s in requests], [s.table_row for s in requests]
-        self._described = on_device(
-            [first_rows, table_rows, [s.tokens for s in requests], starts], torch.int32, table.device
-        )
+        self._described = on_device(described, torch.int32, table.device)
         self._ranking = torch.zeros(sum(counts), device=table.device)
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:

@@ -12,15 +12,7 @@ import msgspec
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
-
-
-class Interval(msgspec.Struct, frozen=True, kw_only=True):
-    """A mean over prompts with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
+from claa_sglang.offline.interval import CONFIDENCE, Interval
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,7 +116,7 @@ def build(
 ) -> Report:
     """Measure every ranker at every layer over studied prompts (at least two, of one model and window).
 
-    names: rankers as `ranker_spec.parse` reads them; the oracle itself and the prompts' given rankings are added.
+    names: rankers as `spec.parse` reads them; the oracle itself and the prompts' given rankings are added.
     scored: layers that a ranker of several gets. progress: wraps the prompts, such as tqdm.
     Raises RankerError for a name, CaptureError for prompts that cannot be compared.
     """

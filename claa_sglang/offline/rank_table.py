@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
-from claa_sglang.offline.differences import Difference, Interval
+from claa_sglang.offline.differences import Difference
+from claa_sglang.offline.interval import Interval
 from claa_sglang.offline.rank_report import Ranked, Report
 
 _TITLES = {

@@ -12,8 +12,8 @@ The same rankers with plain loops are tests/naive_rankers.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -214,15 +214,25 @@ class Given(_Scored):
         return self.ranking.to(scores[0].device, torch.float32)
 
 
+# Every ranker by the name it has in a flag: the names of `spec.SWITCHES`, which are written there again as
+# configurations are checked without torch. Its fields are its switches there, with `pool_kernel` for `kernel`.
+KINDS: dict[str, type[Any]] = {
+    "claa": Claa,
+    "last-query": LastQuery,
+    "fastkv": FastKV,
+    "gemfilter": GemFilter,
+    "uniform": Uniform,
+}
+
+
 def make(spec: RankerSpec, *, pool_kernel: int = 7) -> Ranker:
-    """The ranker that `spec.parse` read. pool_kernel: odd, in positions; a kernel in the spec wins over it."""
-    kernel = spec.kernel or pool_kernel
-    if spec.name in ("claa", "last-query"):
-        kind = Claa if spec.name == "claa" else LastQuery
-        return kind(zscore=spec.zscore, heads=spec.heads, pool=spec.pool, pool_kernel=kernel)
-    if spec.name == "fastkv":
-        return FastKV(pool_kernel=kernel)
-    return GemFilter() if spec.name == "gemfilter" else Uniform()
+    """The ranker that `spec.parse` read. pool_kernel: odd, in positions; a kernel in the spec wins over it.
+
+    Raises KeyError for a name that is not in KINDS.
+    """
+    kind, kernel = KINDS[spec.name], spec.kernel or pool_kernel
+    switches = {"zscore": spec.zscore, "heads": spec.heads, "pool": spec.pool, "pool_kernel": kernel}
+    return kind(**{field.name: switches[field.name] for field in fields(kind)})
 
 
 def _pool(rows: Tensor, kernel: int) -> Tensor:

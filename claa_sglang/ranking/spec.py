@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 _FOLD = ("zscore", "heads", "pool", "kernel")
-# name -> the switches it takes
+# name -> the switches it takes; the class of that name in rankers.py has a field for each
 SWITCHES: dict[str, tuple[str, ...]] = {
     "claa": _FOLD,
     "last-query": _FOLD,
@@ -20,10 +20,23 @@ SWITCHES: dict[str, tuple[str, ...]] = {
 _VALUES: dict[str, tuple[str, ...]] = {"zscore": ("on", "off"), "heads": ("max", "sum"), "pool": ("before", "after")}
 MAX_KERNEL = 1023
 
-HELP = (
-    f"{', '.join(SWITCHES)}; claa and last-query take switches after a colon, as in claa:zscore=off,heads=sum: "
-    "zscore=on|off, heads=max|sum, pool=before|after, kernel=K (odd, in tokens); fastkv takes kernel=K"
-)
+
+def _help() -> str:
+    takers: dict[tuple[str, ...], list[str]] = {}
+    for name, switches in SWITCHES.items():
+        takers.setdefault(switches, []).append(name)
+    takes = []
+    for switches, names in takers.items():
+        written = [f"{switch}={'|'.join(_VALUES.get(switch, ('K',)))}" for switch in switches]
+        if written:
+            takes.append(f"{' and '.join(names)} {'take' if len(names) > 1 else 'takes'} {', '.join(written)}")
+    return (
+        f"{', '.join(SWITCHES)}; {'; '.join(takes)} (K odd, in tokens); switches come after a colon, as in "
+        "claa:zscore=off,heads=sum"
+    )
+
+
+HELP = _help()
 
 
 class RankerError(ValueError):

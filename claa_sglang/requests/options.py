@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from claa_sglang.config.config import KeepRate, PolicyName
 from claa_sglang.ranking import spec
 
-KeepRate = Annotated[float, Meta(gt=0, le=1)]
-PolicyName = Literal["auto", "always"]
 Positions = Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(min_length=1)]
 
 # key -> (type, what a user may write); the one source for validation and for the error text.

@@ -52,9 +52,9 @@ from sglang.test.kits.matched_stop_kit import MANY_NEW_TOKENS_PROMPT, MatchedSto
 from sglang.test.kits.pause_generation_kit import PauseResumeInPlaceMixin
 from sglang.test.kits.regex_constrained_kit import RegexConstrainedMixin
 
+from benchmarks.tiny_model import build_with_tokenizer
 from benchmarks.traffic import leaks
 from claa_sglang.tools import small_model
-from tests import tiny_models
 from tests.answers import ONE_THREAD, STRICT
 from tests.conftest import ROOT
 from tests.engine_server import Server, server
@@ -99,7 +99,7 @@ def real(small_model_path: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def tiny_with_tokenizer(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build_with_tokenizer(tmp_path_factory.mktemp("tiny"), small_model_path)
+    return build_with_tokenizer(tmp_path_factory.mktemp("tiny"), small_model_path)
 
 
 @pytest.fixture(scope="module")

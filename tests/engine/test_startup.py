@@ -6,6 +6,7 @@ that alters SGLang in the server or in its children before our hooks are checked
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,10 +18,10 @@ from pathlib import Path
 import pytest
 
 import claa_sglang
+from claa_sglang import servers
 from claa_sglang.patches import hooks
 from claa_sglang.tools.cpu_env import cpu_environment
-from tests import engine_server
-from tests.engine_server import DEFAULT_FLAGS, _free_port, second_plugin, server, start_failure
+from tests.engine_server import second_plugin, server, start_failure
 
 pytestmark = pytest.mark.engine
 
@@ -111,7 +112,7 @@ def test_refusals_come_together_at_once_and_without_a_traceback(model: Path) -> 
     for word in ("[mixed-chunk]", "[page-size]", "--claa-keep-rate 7", "Remedy:"):
         assert word in log
     assert "Traceback" not in log and "Load weight begin" not in log
-    assert time.monotonic() - began < engine_server.START_TIMEOUT / 2
+    assert time.monotonic() - began < servers.START_TIMEOUT / 2
 
 
 def test_a_flag_without_enable_claa_is_refused(model: Path) -> None:
@@ -167,29 +168,22 @@ def test_which_process_has_which_hooks(
 
 
 @pytest.fixture
-def serve(model: Path) -> Iterator[Callable[..., engine_server.Server]]:
+def serve(model: Path) -> Iterator[Callable[..., servers.Server]]:
     """Start `sglang serve` with the defaults of the other tests; stopped when the test ends."""
-    started = []
+    command = (str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", str(model))
+    with contextlib.ExitStack() as stack:
 
-    def start(log: Path, *flags: str) -> engine_server.Server:
-        port = _free_port()
-        command = [str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(port), *DEFAULT_FLAGS, *flags]
-        environ = {**os.environ, **cpu_environment()}
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, env=environ, stdout=out, stderr=out, start_new_session=True)
-        started.append(process)
-        running = engine_server.Server(f"http://127.0.0.1:{port}", process, log)
-        engine_server._wait_until_ready(running, engine_server.START_TIMEOUT)
-        return running
+        def start(*flags: str) -> servers.Server:
+            started = servers.launched(*servers.CPU_FLAGS, *flags, command=command, env=cpu_environment())
+            running = stack.enter_context(started)
+            running.wait()
+            return running
 
-    yield start
-    for process in started:
-        engine_server.stop(process)
+        yield start
 
 
-def test_sglang_serve(serve: Callable[..., engine_server.Server], tmp_path: Path) -> None:
-    running = serve(tmp_path / "log", "--enable-claa", "--claa-keep-rate", "0.3", NO_TOKENIZER)
+def test_sglang_serve(serve: Callable[..., servers.Server]) -> None:
+    running = serve("--enable-claa", "--claa-keep-rate", "0.3", NO_TOKENIZER)
     info = running.get("/server_info").json()
     assert info["enable_claa"] is True
     assert info["claa"]["config"]["steps"][0]["keep_rate"] == 0.3 and info["claa"]["hooks"]
@@ -214,7 +208,7 @@ def test_engine(model: Path, tmp_path: Path, given: dict[str, object]) -> None:
     script.write_text(ENGINE)
     command = [sys.executable, str(script), str(model), json.dumps(given)]
     environ = {**os.environ, **cpu_environment()}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=engine_server.START_TIMEOUT)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=servers.START_TIMEOUT)
     if given:
         assert done.returncode == 1 and "StartupError" in done.stderr and "[mixed-chunk]" in done.stderr
     else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from claa_sglang.kernels import fold, rows, scoring, window_attention
+from claa_sglang.kernels.layout import Row
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking import selection
 from tests.paged import Batch, Shape, make_batch
@@ -22,6 +23,7 @@ from tests.paged import Batch, Shape, make_batch
 pytestmark = pytest.mark.gpu
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+OF_QUERIES = [Row.FIRST_ROW, Row.TABLE_ROW, Row.TOKENS]
 SHAPES = [
     Shape((9, 40, 1500), 8, 4, 2, 16, FP32),
     Shape((4097, 9, 700), 8, 9, 3, 64, BF16),
@@ -53,7 +55,7 @@ def reference_mass(batch: Batch, shape: Shape) -> list[Tensor]:
     """fp64 `[kv_heads, N-W]` per request, a KV head at a time."""
     window, group, out = shape.window, shape.heads // shape.kv_heads, []
     future = torch.ones(window, window, dtype=torch.bool, device=batch.q.device).triu(1)
-    for first_row, table_row, tokens, _ in batch.requests.T.tolist():
+    for first_row, table_row, tokens in batch.requests[OF_QUERIES].T.tolist():
         slots = batch.table[table_row, :tokens].long()
         heads = []
         for kv_head in range(shape.kv_heads):
@@ -111,7 +113,7 @@ def test_a_batch_gives_each_request_the_bits_it_gets_alone() -> None:
     start = 0
     for i, tokens in enumerate(shape.tokens):
         requests = batch.requests[:, i : i + 1].clone()
-        requests[3] = 0
+        requests[Row.BEFORE] = 0
         alone = batch._replace(requests=requests, max_tokens=tokens, positions=tokens - 8)
         own_mass, own = mass_of(alone, shape), torch.empty(tokens - 8, device="cuda")
         fold_of(own_mass, alone, shape, own)
@@ -171,10 +173,9 @@ def test_rows_equal_the_boundary_store(dtype: torch.dtype, width: int, hidden: i
     counts = [count for _, _, count in store._parts]
     parts, vector = rows.make_parts(ours[: len(counts)], counts)
     slots = torch.randperm(500, device="cuda")[:333]
-    hiddens, residuals = (torch.randn(400, hidden, dtype=dtype, device="cuda") for _ in range(2))
-    source = torch.randperm(400, device="cuda")[:333]
-    store.store(slots, hiddens[source], residuals[source])
-    rows.store(parts, slots, hiddens, residuals, is_pair=store.is_pair, vector=vector, rows=source)
+    hiddens, residuals = (torch.randn(333, hidden, dtype=dtype, device="cuda") for _ in range(2))
+    store.store(slots, hiddens, residuals)
+    rows.store(parts, slots, hiddens, residuals, is_pair=store.is_pair, vector=vector)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
     got = [torch.empty(333, hidden, dtype=dtype, device="cuda") for _ in range(2)]
@@ -225,10 +226,10 @@ def test_time_of_a_scored_layer(shape: Shape, peak: float) -> None:
     batch = make_batch(shape, device="cuda")
     ranks = torch.empty(batch.positions, device="cuda")
     mass = mass_of(batch, shape)
-    requests = batch.requests.T.tolist()
+    requests = batch.requests[OF_QUERIES].T.tolist()
 
     def torch_path() -> None:
-        for first_row, table_row, tokens, _ in requests:
+        for first_row, table_row, tokens in requests:
             keys = batch.key_buffer[batch.table[table_row, :tokens]]
             q = batch.q[first_row : first_row + shape.window]
             selection.rank([scoring.window_scores(q, keys, scaling=shape.dim**-0.5, pool_kernel=7)])

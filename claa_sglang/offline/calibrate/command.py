@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from claa_sglang.offline.calibrate.target import CalibrationError, Target
+from claa_sglang.offline.calibrate.target import PROMPT_TOKENS, CalibrationError, Target
 from claa_sglang.ranking.spec import MAX_KERNEL
 
 TASKS = ("needle-number", "multi-key", "multi-value", "multi-query", "tracking", "passages")
 KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
-PROMPT_TOKENS = 32768
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

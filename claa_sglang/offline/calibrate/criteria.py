@@ -15,7 +15,7 @@ CONFIDENCE = 0.95  # one-sided: of a lower bound
 RESAMPLES = 2000
 
 
-class Interval(NamedTuple):
+class LowerBound(NamedTuple):
     """A mean over so many prompts and its lower bound; NaN over none."""
 
     mean: float
@@ -23,7 +23,7 @@ class Interval(NamedTuple):
     prompts: int
 
 
-def lower_bound(values: Tensor, confidence: float = CONFIDENCE) -> Interval:
+def lower_bound(values: Tensor, confidence: float = CONFIDENCE) -> LowerBound:
     """Mean of the values that are not NaN, and its one-sided lower confidence bound by the bootstrap over prompts.
 
     Percentile intervals: scipy's default (BCa) is undefined where all values are equal, as recall often is.
@@ -32,7 +32,7 @@ def lower_bound(values: Tensor, confidence: float = CONFIDENCE) -> Interval:
     known = values.numpy()[~np.isnan(values.numpy())].astype(float)
     if known.size < 2:
         mean = float(known.mean()) if known.size else float("nan")
-        return Interval(mean, float("-inf") if known.size else float("nan"), known.size)
+        return LowerBound(mean, float("-inf") if known.size else float("nan"), known.size)
     result = stats.bootstrap(
         (known,),
         np.mean,
@@ -42,7 +42,7 @@ def lower_bound(values: Tensor, confidence: float = CONFIDENCE) -> Interval:
         method="percentile",
         rng=0,
     )
-    return Interval(float(known.mean()), float(result.confidence_interval.low), known.size)
+    return LowerBound(float(known.mean()), float(result.confidence_interval.low), known.size)
 
 
 def margins(kept: Kept, target: Target) -> Tensor:
@@ -55,8 +55,8 @@ def margins(kept: Kept, target: Target) -> Tensor:
 class Measured(NamedTuple):
     """One choice on one set of prompts."""
 
-    mass: Interval
-    recall: Interval
+    mass: LowerBound
+    recall: LowerBound
 
     def misses(self, target: Target) -> str:
         """What falls short of the target with its lower bound; empty if nothing does."""
@@ -68,5 +68,5 @@ class Measured(NamedTuple):
 
 
 def measured(kept: Kept, row: int = 0, confidence: float = CONFIDENCE) -> Measured:
-    """Intervals of one rate (row of `kept`)."""
+    """Means and lower bounds of one rate (row of `kept`)."""
     return Measured(lower_bound(kept.mass[row], confidence), lower_bound(kept.recall[row], confidence))

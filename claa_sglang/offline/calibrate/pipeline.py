@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from claa_sglang.config.profile_file import Profile
 from claa_sglang.offline.calibrate import profile, report
-from claa_sglang.offline.calibrate.command import PROMPT_TOKENS
 from claa_sglang.offline.calibrate.criteria import measured
 from claa_sglang.offline.calibrate.default import default_choice, rivals
 from claa_sglang.offline.calibrate.evidence import Kept
@@ -21,7 +20,7 @@ from claa_sglang.offline.calibrate.price import Price, measured_constants
 from claa_sglang.offline.calibrate.schedule import estimated, kept_by, seen
 from claa_sglang.offline.calibrate.search import Candidate, one_step, second_steps
 from claa_sglang.offline.calibrate.studied import Studied, by_source, group, study_all
-from claa_sglang.offline.calibrate.target import CalibrationError, Target
+from claa_sglang.offline.calibrate.target import PROMPT_TOKENS, CalibrationError, Target
 from claa_sglang.policy.cost import Constants
 from claa_sglang.ranking.rankers import Claa
 from claa_sglang.tasks.generate import generate

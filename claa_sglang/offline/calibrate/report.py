@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from claa_sglang.offline.calibrate.criteria import Interval, Measured, margins, measured
+from claa_sglang.offline.calibrate.criteria import LowerBound, Measured, margins, measured
 from claa_sglang.offline.calibrate.default import Rival
 from claa_sglang.offline.calibrate.evidence import Kept
 from claa_sglang.offline.calibrate.held_out import Verdict, margin
@@ -60,8 +60,8 @@ def choices(title: str, front: Sequence[Candidate], verdicts: Sequence[Verdict])
         table.add_row(
             f"{one.share:.3f}",
             str(one),
-            interval(on_calibration.mass),
-            interval(on_calibration.recall),
+            lower_bound(on_calibration.mass),
+            lower_bound(on_calibration.recall),
             "not asked" if verdict is None else _verdict(verdict),
         )
     return table
@@ -123,7 +123,7 @@ def say(console: Console, verdict: Verdict) -> None:
         console.print(f"[bold green]carries over[/bold green] {verdict.candidate}")
 
 
-def interval(one: Interval) -> str:
+def lower_bound(one: LowerBound) -> str:
     return f"{one.mean:.3f} (≥ {one.low:.3f})" if one.prompts else "none known"
 
 
@@ -133,7 +133,7 @@ def _means(kept: Kept) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     def line(source: str, one: Measured) -> str:
-        return f"{source}: {interval(one.mass)}, {interval(one.recall)}"
+        return f"{source}: {lower_bound(one.mass)}, {lower_bound(one.recall)}"
 
     lines = [line(source, one) for source, one in verdict.measured.items()]
     return "\n".join(["[red]rejected[/red]" if verdict.misses else "[green]chosen[/green]", *lines])

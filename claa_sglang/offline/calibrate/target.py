@@ -1,8 +1,10 @@
-"""What a choice must keep. No torch here: the command line reads its defaults."""
+"""What a choice must keep, and for which prompt it is priced. No torch here: the command line reads its defaults."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+PROMPT_TOKENS = 32768  # of the prompt whose time to first token is predicted, in a model that takes so many
 
 
 class CalibrationError(ValueError):

@@ -118,7 +118,7 @@ def test_rows(is_pair: bool, dtype: torch.dtype, capability: int, launches: list
     parts, vector = rows.make_parts(buffers, [1024, 1024])
     states = torch.zeros(3, 1024 if is_pair else 2048, dtype=dtype)
     slots = torch.arange(3)
-    rows.store(parts, slots, states, states, is_pair=is_pair, vector=vector, rows=None if is_pair else slots)
+    rows.store(parts, slots, states, states, is_pair=is_pair, vector=vector)
     rows.load(parts, slots, states, states, is_pair=is_pair, vector=vector)
     assert len(launches) == 2
     check(launches, capability, tmp_path)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from claa_sglang.kernels import naive
+from claa_sglang.kernels.layout import describe
 from claa_sglang.ranking.selection import selection as torch_ranking
 from tests import interpreter
-from tests.paged import describe
 
 WINDOW = 8
 

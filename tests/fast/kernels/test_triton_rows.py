@@ -38,11 +38,10 @@ def counts_of(widths: list[int], total: int) -> list[int]:
     hidden=st.integers(1, 23),
     widths=st.lists(st.integers(1, 17), min_size=1, max_size=5),
     slots=st.lists(st.integers(0, SLOTS - 1), unique=True, min_size=1, max_size=4),
-    with_rows=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_states_equal_naive(
-    kernel: Any, dtype: torch.dtype, hidden: int, widths: list[int], slots: list[int], with_rows: bool, seed: int
+    kernel: Any, dtype: torch.dtype, hidden: int, widths: list[int], slots: list[int], seed: int
 ) -> None:
     if sum(widths) < hidden:
         return
@@ -53,12 +52,10 @@ def test_states_equal_naive(
     index = torch.tensor(slots)
     # Any bits for a pair; a sum of NaNs has no defined bits.
     make = random_bits if is_pair else lambda n, width, dtype, seed: torch.randn(n, width).to(dtype)
-    source = torch.arange(len(slots)).flip(0) + 1 if with_rows else None
-    h, r = (make(len(slots) + 2 * with_rows, hidden, dtype, seed + i) for i in range(2))
+    h, r = (make(len(slots), hidden, dtype, seed + i) for i in range(2))
 
-    kernel.store(parts, index, h, r, is_pair=is_pair, vector=vector, rows=source)
-    own_h, own_r = (h, r) if source is None else (h[source], r[source])
-    naive.store(want[: len(counts)], counts, index, own_h, own_r, is_pair=is_pair)
+    kernel.store(parts, index, h, r, is_pair=is_pair, vector=vector)
+    naive.store(want[: len(counts)], counts, index, h, r, is_pair=is_pair)
     for a, b in zip(got, want, strict=True):
         if is_pair or dtype != torch.bfloat16:
             assert torch.equal(bits(a), bits(b))
@@ -133,8 +130,6 @@ def test_what_does_not_fit_is_refused(kernel: Any) -> None:
         store(slots, good, good[:2])
     with pytest.raises(ValueError, match="3 slots"):
         store(slots, good[:2], good[:2])
-    with pytest.raises(ValueError, match=r"\(2,\) rows of them"):
-        kernel.store(parts, slots, good, good, is_pair=True, vector=vector, rows=slots[:2])
     with pytest.raises(ValueError, match="last stride"):
         store(slots, torch.zeros(3, 16)[:, ::2], good)
     with pytest.raises(ValueError, match="3 slots"):

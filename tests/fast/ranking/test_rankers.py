@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ SHAPES = [  # tokens, window, heads, kv_heads, d
     (23, 1, 4, 4, 8),  # no grouping, a window of one
 ]
 FOLDS = list(itertools.product([True, False], ["max", "sum"], ["before", "after"]))
-ALL = ["claa", "last-query", "fastkv", "gemfilter", "uniform"]
+ALL = list(spec.SWITCHES)
 
 
 def _layers(shape: tuple[int, ...], count: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Layer]:
@@ -70,11 +71,26 @@ def test_claa_with_its_switches_equals_naive(shape, fold, name: str) -> None:
     _close(_ranked(rankers.make(spec), layers, 0.3), expected)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_name_that_the_flag_takes_is_a_ranker_with_these_switches(name: str) -> None:
+    kind = rankers.KINDS[name]
+    assert type(rankers.make(spec.parse(name))) is kind
+    assert [field.name.removeprefix("pool_") for field in fields(kind)] == list(spec.SWITCHES[name])
+
+
+def test_every_ranker_can_be_named_and_has_an_oracle() -> None:
+    assert list(rankers.KINDS) == ALL
+    assert {*naive_rankers.ORACLES, "uniform"} == set(ALL)
+    with pytest.raises(KeyError):
+        rankers.make(RankerSpec(name="snapkv"))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_fastkv_and_gemfilter_equal_naive(shape) -> None:
+@pytest.mark.parametrize("name", naive_rankers.ORACLES)
+def test_every_ranker_equals_naive(shape, name: str) -> None:
     layers = _layers(shape)
-    _close(_ranked(rankers.make(RankerSpec(name="fastkv")), layers, 0.3), naive_rankers.fastkv(layers, 0.3))
-    _close(_ranked(rankers.make(RankerSpec(name="gemfilter")), layers, 0.3), naive_rankers.gemfilter(layers, 0.3))
+    expected = naive_rankers.ORACLES[name](layers, 0.3, shape[1])
+    _close(_ranked(rankers.make(spec.parse(name)), layers, 0.3), expected)
 
 
 @settings(deadline=None, max_examples=25)

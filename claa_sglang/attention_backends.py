@@ -1,0 +1,37 @@
+"""SGLang's attention backends that late views were written for, and what each of them needs: the one list of them.
+
+A backend is added here. Start-up refusals, `benchmarks.backends` and docs/combinations.md read this table.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class AttentionBackend(NamedTuple):
+    """One backend, as `--attention-backend` names it.
+
+    Attributes:
+        device: where it has been run with pruned requests.
+        decode_graphs: whether its late layers decode through captured CUDA graphs.
+        plan_waits: whether the host waits for the device when it plans a batch, and once more for each prune.
+    """
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    decode_graphs: bool
+    plan_waits: bool
+
+
+BACKENDS = (
+    AttentionBackend("torch_native", "cpu", decode_graphs=False, plan_waits=False),
+    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False),
+    AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True),
+    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False),
+)
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+
+def of_device(device: str) -> tuple[str, ...]:
+    """Names of those that were run on "cpu" or "cuda"."""
+    return tuple(backend.name for backend in BACKENDS if backend.device == device)

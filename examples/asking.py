@@ -1,0 +1,51 @@
+"""Ask an SGLang server with a clock running."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+REQUEST_TIMEOUT = 600.0  # seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text, the seconds to the first token, and SGLang's `meta_info`."""
+
+    text: str
+    ttft: float
+    meta: Mapping[str, Any]
+
+    @property
+    def claa(self) -> Mapping[str, Any]:
+        """The plugin's report; empty from a stock server."""
+        return self.meta.get("claa") or {}
+
+
+def ask(url: str, text: str, max_new_tokens: int, options: Mapping[str, Any] | None) -> Answer:
+    """Greedy answer to `text`, a prompt with its chat template applied. `options` go to the plugin, per request.
+
+    The clock runs from before the request is sent to the first token that arrives.
+    """
+    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": max_new_tokens}
+    if options is not None:
+        params["custom_params"] = {"claa": dict(options)}
+    body = {"text": text, "sampling_params": params, "stream": True}
+    ttft, last = 0.0, {}
+    start = time.perf_counter()
+    with requests.post(url + "/generate", json=body, stream=True, timeout=REQUEST_TIMEOUT) as response:
+        if response.status_code != 200:
+            raise RuntimeError(f"/generate: HTTP {response.status_code}: {response.text}")
+        for line in response.iter_lines(chunk_size=1):
+            if not line.startswith(b"data: {"):
+                continue
+            ttft = ttft or time.perf_counter() - start
+            last = json.loads(line[len(b"data: ") :])
+    if "meta_info" not in last:
+        raise RuntimeError(f"/generate failed: {last}")
+    return Answer(text=last["text"].strip(), ttft=ttft, meta=last["meta_info"])
