@@ -39,8 +39,9 @@ def layer_warning(flags: ClaaFlags, config: ClaaConfig, model_path: str) -> str 
 def _scored_by_default(flags: ClaaFlags, config: ClaaConfig) -> str:
     """The scored layers that nobody chose, as text; empty if all were chosen."""
     if flags.schedule is not None:
-        # layer:rate, or layer:rate:scored
-        steps = [step for text, step in zip(flags.schedule.split(","), config.steps, strict=True) if text.count(":") < 2]
+        # Each part is layer:rate, or layer:rate:scored.
+        parts = zip(flags.schedule.split(","), config.steps, strict=True)
+        steps = [step for text, step in parts if text.count(":") < 2]
     elif flags.score_layers is None and _first_step(flags, config).score_layers is UNSET:
         steps = [config.steps[0]]
     else:
