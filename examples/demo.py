@@ -35,6 +35,10 @@ PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 CPU_FLAGS = ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "20000"]
 CPU_FLAGS += ["--dtype", "float32"]
 MAX_NEW_TOKENS = 24
+INTRO = (
+    "The same questions about one text, [bold]dense[/]: every token goes through every layer, as without the plugin; "
+    "and [bold]pruned[/]: only the tokens that matter go through the late layers.\n"
+)
 AUTO = (
     "This demo prunes always, to show both. A server's default, [bold]--claa-policy auto[/], prunes a prompt only "
     "where it expects that to be faster."
@@ -102,6 +106,8 @@ def main() -> int:
     """Run the demo; returns the exit status."""
     args = _arguments()
     console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty())
+    if not args.stock:
+        console.print(INTRO, highlight=False)
     progress = Progress(console)
     gpu = torch.cuda.is_available()
     flags = [] if args.stock else ["--enable-claa", "--claa-policy", "always", "--claa-profile", str(args.profile)]
@@ -186,8 +192,8 @@ def _table(by: Mapping[tuple[Question, str], Run], title: str) -> Table:
     """One row for each question: its prompt, and the time of each mode."""
     modes = list(dict.fromkeys(mode for _, mode in by))
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in ("prompt tokens", "from cache", *modes, *(["pruned / dense"] if "pruned" in modes else [])):
+    table.add_column("", no_wrap=True)
+    for column in ("prompt\ntokens", "from\ncache", *modes, *(["pruned /\ndense"] if "pruned" in modes else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for question in (FIRST, FOLLOW_UP):
         runs = [by[question, mode] for mode in modes]

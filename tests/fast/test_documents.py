@@ -85,7 +85,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @each_document
 def test_files_and_commands_in_the_text_are_there(path: Path) -> None:
-    """Code spans: `folder/file.py`, `file.py`, `folder/`, `claa-sglang x`, `python -m x`, `make x`, `--claa-x`."""
+    """Code spans that name something of ours: files, folders, tests, modules, commands and flags (see `missing`)."""
     wrong = [f"{where}: `{code}`: {what}" for where, code in documents.read(path).spans() if (what := missing(code))]
     if path.name == "CHANGELOG.md":
         wrong = []  # a history names what is gone
@@ -114,6 +114,10 @@ def missing(code: str) -> str:
     for flag in re.findall(r"--(?:enable-claa|claa-[a-z-]+)", code):
         if not flag.endswith("-") and flag not in shell_blocks.server_parser()._option_string_actions:
             return f"the server has no {flag}"
+    if test := re.fullmatch(r"(?P<file>test_\w+)::(?P<name>\w+)(?P<cut>…?)(?:\[.*\])?", code):
+        files = [file for file in FILES if file.endswith(f"/{test['file']}.py")]
+        begins = f"def {test['name']}" + ("" if test["cut"] else "(")
+        return "" if any(begins in (ROOT / file).read_text() for file in files) else "there is no such test"
     if len(words) != 1 or not re.fullmatch(r"[\w./*{},-]+", code):
         return ""
     options = expanded(code.rstrip("/"))
@@ -179,6 +183,8 @@ def test_commands_are_told_from_what_is_around_them() -> None:
         ("tests/fast/", False), ("tests/slow/", True), ("benchmarks/results/quality_*_h200.json", False),
         ("claa-sglang calibrate --model M", False), ("claa-sglang guess", True), ("python -m benchmarks.none", True),
         ("--claa-policy auto", False), ("--claa-police auto", True), ("/server_info", False), ("a/b", False),
+        ("test_documents::test_a_wrong_name_is_seen", False), ("test_documents::test_a_wrong_name", True),
+        ("test_documents::test_a_wrong_name…", False), ("test_nothing::test_a…", True),
         ("examples/{demo,prose}.py", False), ("examples/{demo,none}.py", True), ("profile.json", False),
     ],
 )  # fmt: skip
