@@ -81,7 +81,7 @@ def test_client_snippets_of_the_documents_run(
     served: Server, block: documents.Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(documents.ROOT)
-    exec(compile(as_served(block.text, served.url), block.where, "exec"), {"__name__": "__main__"})  # noqa: S102
+    exec(compile(as_served(block.text, served.url), block.where, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip(), f"{block.where}: it prints nothing"
 
 
