@@ -7,9 +7,9 @@ from pathlib import Path
 
 from msgspec import UNSET
 
-from claa_sglang.config import ClaaConfig
-from claa_sglang.flags import ClaaFlags
-from claa_sglang.profile_file import ProfileStep, load_profile
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.config.flags import ClaaFlags
+from claa_sglang.config.profile_file import ProfileStep, load_profile
 
 
 def layer_warning(flags: ClaaFlags, config: ClaaConfig, model_path: str) -> str | None:

@@ -24,7 +24,7 @@ from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass
 
 from claa_sglang import cli
 from claa_sglang.arguments import ClaaServerArgs
-from claa_sglang.flags import ClaaFlags, resolve
+from claa_sglang.config.flags import ClaaFlags, resolve
 from tests.documents import ROOT
 
 OPERATORS = {"&&", "||", "|", ";", "&"}

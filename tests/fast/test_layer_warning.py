@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from claa_sglang import cli
-from claa_sglang.flags import ClaaFlags, resolve
+from claa_sglang.config.flags import ClaaFlags, resolve
 from claa_sglang.layer_warning import layer_warning
 
 LAYERS = 30
