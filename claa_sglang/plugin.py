@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from claa_sglang import startup_time
+from claa_sglang import startup_time, versions
 
 logger = logging.getLogger(__name__)
 
@@ -58,22 +58,25 @@ def activate(server_args: Any) -> None:
 
 
 def _activate(server_args: Any) -> None:
-    from claa_sglang.arguments import config_of, is_server_process
+    from claa_sglang.arguments import config_of, flags_of, is_server_process
     from claa_sglang.config.config import ConfigError
+    from claa_sglang.layer_warning import layer_warning
     from claa_sglang.patches import hooks
 
     in_server = is_server_process(server_args)
     problems: list[str] = []
-    window = 0
+    window, warning = 0, None
     try:
         window = config_of(server_args).window
+        if in_server:
+            warning = layer_warning(flags_of(server_args), config_of(server_args), server_args.model_path)
     except ConfigError as error:
         problems.append(str(error))
     if in_server:
         problems += refused(server_args, window)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        stop(server_args, f"--enable-claa cannot be combined with this start ({_versions()}):\n{listed}")
+        stop(server_args, f"--enable-claa cannot be combined with this start ({versions.both()}):\n{listed}")
     try:
         if in_server:
             table = hooks.collect()  # also rows of other processes: they would fail later and less clearly
@@ -90,7 +93,11 @@ def _activate(server_args: Any) -> None:
     except hooks.HookError as error:
         stop(server_args, str(error))
     except Exception as error:  # noqa: BLE001
-        stop(server_args, f"the hooks could not be checked: {type(error).__name__}: {error} ({_versions()})")
+        stop(server_args, f"the hooks could not be checked: {type(error).__name__}: {error} ({versions.both()})")
+    # SGLang resolves a record more than once; its operator is told once.
+    if warning and not getattr(server_args, "_claa_warned", False):
+        server_args._claa_warned = True
+        logger.warning(warning)
 
 
 def refused(server_args: Any, window: int) -> list[str]:
@@ -112,9 +119,3 @@ def stop(server_args: Any, text: str) -> NoReturn:
     if from_python and getattr(server_args, "_claa_server_pid", os.getpid()) == os.getpid():
         raise StartupError(text)
     raise SystemExit(text)
-
-
-def _versions() -> str:
-    from claa_sglang.patches.hooks import _version
-
-    return f"claa-sglang {_version('claa-sglang')}, sglang {_version('sglang')}"

@@ -1,13 +1,14 @@
-"""One long prompt with a number hidden in it, answered pruned and dense, then a follow-up over the same text.
+"""What pruning gains on a cold long prompt, what it costs on a follow-up over the same text, and the answers.
 
-Starts a server with the plugin, warms it up, asks, prints a table, stops the server. Exits with 1 when the
-pruned run misses what the dense run finds, when nothing was pruned, or when a follow-up did not hit the prefix
-cache.
+Starts a server with the plugin, warms it up, asks the same questions dense and pruned, prints times and answers, stops
+the server. Exits with 1 when the pruned run misses what the dense run finds, when nothing was pruned, or when a
+follow-up did not hit the prefix cache. Times decide nothing: a busy machine makes any of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 from collections.abc import Mapping
@@ -17,10 +18,13 @@ from typing import Any, NamedTuple
 
 import prose
 import torch
+import verdict
 from asking import Answer, ask
+from progress import Progress
 from rich.console import Console
-from rich.status import Status
+from rich.markup import escape
 from rich.table import Table
+from verdict import Times
 
 from claa_sglang.servers import Server, server
 from claa_sglang.tools.cpu_env import CpuEnvError, cpu_environment
@@ -33,9 +37,17 @@ CPU_FLAGS = ["--device", "cpu", "--attention-backend", "torch_native", "--max-to
 CPU_FLAGS += ["--dtype", "float32"]
 MAX_NEW_TOKENS = 24
 START_TIMEOUT = 600.0  # seconds
+INTRO = (
+    "The same questions about one text, [bold]dense[/]: every token goes through every layer, as without the plugin; "
+    "and [bold]pruned[/]: only the tokens that matter go through the late layers.\n"
+)
+AUTO = (
+    "This demo prunes always, to show both. A server's default, [bold]--claa-policy auto[/], prunes a prompt only "
+    "where it expects that to be faster."
+)
 
 Modes = Mapping[str, Mapping[str, Any] | None]
-MODES: Modes = {"pruned": {}, "dense": {"enabled": False}}
+MODES: Modes = {"dense": {"enabled": False}, "pruned": {}}
 
 
 class Question(NamedTuple):
@@ -47,7 +59,7 @@ class Question(NamedTuple):
 
 
 LANTERN = 482913
-FIRST = Question("first question", prose.question("lantern"), str(LANTERN))
+FIRST = Question("cold prompt", prose.question("lantern"), str(LANTERN))
 FOLLOW_UP = Question("follow-up", *prose.FOLLOW_UP)
 
 
@@ -63,6 +75,11 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.question.name}, {self.mode}"
+
+    @property
+    def ms(self) -> float:
+        """Median milliseconds to the first token."""
+        return 1000 * statistics.median(self.ttfts)
 
     @property
     def right(self) -> bool:
@@ -90,36 +107,34 @@ class Prompts:
 def main() -> int:
     """Run the demo; returns the exit status."""
     args = _arguments()
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty())
+    if not args.stock:
+        console.print(INTRO, highlight=False)
+    progress = Progress(console)
     gpu = torch.cuda.is_available()
     flags = [] if args.stock else ["--enable-claa", "--claa-policy", "always", "--claa-profile", str(args.profile)]
     modes: Modes = {"dense": None} if args.stock else MODES
     try:
         env = {} if gpu else cpu_environment()
-        with (
-            console.status(f"starting SGLang on the {'GPU' if gpu else 'CPU'}, half a minute or so") as status,
-            server(args.model_path, *flags, *([] if gpu else CPU_FLAGS), env=env, timeout=START_TIMEOUT) as running,
-        ):
+        with contextlib.ExitStack() as stack:
+            with progress.step(f"starting SGLang with {args.model_path.name} on the {'GPU' if gpu else 'CPU'}"):
+                starting = server(args.model_path, *flags, *([] if gpu else CPU_FLAGS), env=env, timeout=START_TIMEOUT)
+                running = stack.enter_context(starting)
             prompts = Prompts(args.model_path)
-            _say(console, status, "warming up")
-            _warm_up(running, prompts, modes)
-            _say(console, status, "asking " + " and ".join(modes))
-            runs = _ask_all(running, prompts, modes, args.repeats)
+            with progress.step("warming up with another text"):
+                _warm_up(running, prompts, modes)
+            runs = _ask_all(running, prompts, modes, args.repeats, progress)
     except (RuntimeError, CpuEnvError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    console.print(_table(runs))
+    except KeyboardInterrupt:
+        print("demo: interrupted; its server is stopped", file=sys.stderr)
+        return 130
+    _show(console, runs, args.repeats)
     problems = _problems(runs)
     for problem in problems:
         console.print(f"[bold red]{problem}[/]")
     return 1 if problems else 0
-
-
-def _say(console: Console, status: Status, text: str) -> None:
-    """What happens now; as a line of its own where there is no terminal to show a status."""
-    status.update(text)
-    if not console.is_terminal:
-        console.print(text)
 
 
 def _warm_up(running: Server, prompts: Prompts, modes: Modes) -> None:
@@ -130,40 +145,66 @@ def _warm_up(running: Server, prompts: Prompts, modes: Modes) -> None:
             ask(running.url, prompts.about(document, question), 2, options)
 
 
-def _ask_all(running: Server, prompts: Prompts, modes: Modes, repeats: int) -> list[Run]:
+def _ask_all(running: Server, prompts: Prompts, modes: Modes, repeats: int, progress: Progress) -> list[Run]:
     document = prose.document("lantern", LANTERN)
     answers: dict[tuple[Question, str], list[Answer]] = {(q, m): [] for q in (FIRST, FOLLOW_UP) for m in modes}
-    for _ in range(repeats):
+    for repeat in range(1, repeats + 1):
         for mode, options in modes.items():
             # Each starts cold; the follow-up finds what the first question of the same mode left.
             running.flush()
             for question in (FIRST, FOLLOW_UP):
                 text = prompts.about(document, question.text)
-                answers[question, mode].append(ask(running.url, text, MAX_NEW_TOKENS, options))
+                name = f"round {repeat} of {repeats}, {mode:6} {question.name}"
+                with progress.step(name, announce=False):
+                    answer = ask(running.url, text, MAX_NEW_TOKENS, options)
+                answers[question, mode].append(answer)
+                progress.line(f"{name}: first token after {1000 * answer.ttft:,.0f} ms")
     return [Run(question, mode, got[-1], [a.ttft for a in got]) for (question, mode), got in answers.items()]
 
 
-def _table(runs: list[Run]) -> Table:
-    table = Table(title="SmolLM2-135M-Instruct, one long prompt", title_justify="left", show_lines=True)
-    for column in ("", "answer"):
-        table.add_column(column)
-    for column in ("prompt\ntokens", "kept\ntokens", "prune\nlayer", "from\ncache", "TTFT"):
+def _show(console: Console, runs: list[Run], repeats: int) -> None:
+    """Times as a table, answers, and what both mean."""
+    by = {(run.question, run.mode): run for run in runs}
+    pruned = (FIRST, "pruned") in by
+    console.print()
+    console.print(_table(by, f"Time to the first token, median of {repeats}"))
+    for question in (FIRST, FOLLOW_UP):
+        console.print(f"\n[bold]{question.name}[/]: {question.text}", highlight=False)
+        for run in (run for run in runs if run.question is question):
+            # The first line: how a small model goes on after its answer is no news.
+            said = next(iter(run.answer.text.splitlines()), "")
+            mark = "[green]right[/]" if run.right else f"[red]wrong, it is {question.expected}[/]"
+            console.print(f"  {run.mode:6}  {mark}: {escape(said)}", highlight=False)
+    # A run that pruned nothing has no gain to speak of; it is a problem, named at the end.
+    if not pruned or not all(by[question, "pruned"].answer.claa.get("pruned") for question in (FIRST, FOLLOW_UP)):
+        return
+    cold, follow_up = (Times(by[q, "dense"].ms, by[q, "pruned"].ms) for q in (FIRST, FOLLOW_UP))
+    claa, second = by[FIRST, "pruned"].answer.claa, by[FOLLOW_UP, "pruned"]
+    lines = {
+        "Gain, on the cold prompt": verdict.gain(cold, claa["prompt_tokens"], claa["kept_tokens"], claa["prune_layer"]),
+        "Cost, on the follow-up": verdict.cost(follow_up, second.cached, second.answer.meta["prompt_tokens"]),
+        "Together": verdict.sentence(cold, follow_up),
+    }
+    console.print()
+    for name, text in lines.items():
+        console.print(f"[bold]{name}[/]: {text}", highlight=False)
+    console.print(AUTO, highlight=False)
+
+
+def _table(by: Mapping[tuple[Question, str], Run], title: str) -> Table:
+    """One row for each question: its prompt, and the time of each mode."""
+    modes = list(dict.fromkeys(mode for _, mode in by))
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in ("prompt\ntokens", "from\ncache", *modes, *(["pruned /\ndense"] if "pruned" in modes else [])):
         table.add_column(column, justify="right", no_wrap=True)
-    for run in runs:
-        claa = run.answer.claa
-        pruned = claa.get("pruned")
-        # The first line: how a small model goes on after its answer is no news.
-        said = next(iter(run.answer.text.splitlines()), "")
-        mark = "[green]right[/]" if run.right else f"[red]wrong, it is {run.question.expected}[/]"
-        table.add_row(
-            run.name,
-            f"{said} ({mark})",
-            str(run.answer.meta["prompt_tokens"]),
-            str(claa["kept_tokens"]) if pruned else "all",
-            str(claa["prune_layer"]) if pruned else "-",
-            str(run.cached),
-            f"{1000 * statistics.median(run.ttfts):.0f} ms",
-        )
+    for question in (FIRST, FOLLOW_UP):
+        runs = [by[question, mode] for mode in modes]
+        times = [f"{run.ms:,.0f} ms" for run in runs]
+        if "pruned" in modes:
+            times.append(f"{by[question, 'pruned'].ms / by[question, 'dense'].ms:.2f}")
+        cached = " / ".join(dict.fromkeys(f"{run.cached:,}" for run in runs))
+        table.add_row(question.name, f"{runs[0].answer.meta['prompt_tokens']:,}", cached, *times)
     return table
 
 

@@ -12,14 +12,14 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-from claa_sglang import startup_time
+from claa_sglang import startup_time, versions
 
 SUPPORTED_SGLANG = "0.5.23"
 
@@ -179,7 +179,8 @@ def explain(mismatches: Iterable[Mismatch]) -> str:
     """The refusal: each mismatch, the versions, and what to do."""
     rows = "\n".join(f"  - {mismatch}" for mismatch in mismatches)
     return (
-        f"claa-sglang {_version('claa-sglang')} does not fit the installed sglang {_version('sglang')}, so "
+        f"claa-sglang {versions.installed('claa-sglang')} does not fit the installed sglang "
+        f"{versions.installed('sglang')}, so "
         f"--enable-claa cannot work and the server does not start:\n{rows}\n"
         f"  What to do: pip install sglang=={SUPPORTED_SGLANG} (the version this claa-sglang was written for; in a "
         "container, take an image with that version, as this replaces the image's own), or install a claa-sglang made "
@@ -193,7 +194,7 @@ def other_version(rows: int) -> str | None:
 
     The rows decide, not the name: images call a rebuilt SGLang 0.5.23.post1, or a development version.
     """
-    found = _version("sglang")
+    found = versions.installed("sglang")
     if found.split("+")[0] == SUPPORTED_SGLANG:
         return None
     return (
@@ -203,8 +204,9 @@ def other_version(rows: int) -> str | None:
     )
 
 
-def markdown() -> str:
+def markdown(hooks: Iterable[Hook] | None = None) -> str:
     """The table as a document; docs/hooks.md is this text (`python -m claa_sglang.patches.hooks > docs/hooks.md`)."""
+    table = collect() if hooks is None else hooks
     lines = [
         "# Every attribute of SGLang that claa-sglang touches",
         "",
@@ -215,18 +217,19 @@ def markdown() -> str:
         "| process | target | kind | parameters | why |",
         "|---|---|---|---|---|",
     ]
-    for hook in sorted(collect(), key=lambda hook: (hook.process, hook.target)):
+    for hook in sorted(table, key=lambda hook: (hook.process, hook.target)):
         target = hook.target.removeprefix("sglang.srt.")
-        reason = hook.reason[0].upper() + hook.reason[1:].rstrip(".") + "."
-        lines.append(f"| {hook.process} | `{target}` | {hook.kind} | `{_listed(hook.params)}` | {reason} |")
+        why = _sentence(hook.reason)
+        lines.append(f"| {hook.process} | `{target}` | {hook.kind} | `{_listed(hook.params)}` | {why} |")
     return "\n".join(lines) + "\n"
 
 
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "(not installed)"
+def _sentence(reason: str) -> str:
+    """`reason` as a sentence of the document: a name of code that begins it keeps its case and is set as code."""
+    first, space, rest = reason.rstrip(".").partition(" ")
+    # A word, SGLang's, one-token; anything else (sgl.Engine, custom_params["claa"], /server_info) is code.
+    is_word = re.fullmatch(r"[A-Za-z]+(['-][a-z]+)*[,:;]?", first)
+    return f"{first[0].upper() + first[1:] if is_word else f'`{first}`'}{space}{rest}."
 
 
 def _check_row(hook: Hook) -> Iterator[Mismatch]:

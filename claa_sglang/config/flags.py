@@ -53,7 +53,10 @@ HELP: dict[str, str] = {
         "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
         "prompt that can be (default auto)"
     ),
-    "profile": "JSON file with these values, as a calibration writes it; an explicit flag wins over it",
+    "profile": (
+        "JSON file with these values, as a calibration writes it; an explicit flag wins over it. A server whose scored "
+        "layers or prune layer neither a profile nor a flag gives says so once, in a warning at its start"
+    ),
 }
 
 

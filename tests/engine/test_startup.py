@@ -153,6 +153,10 @@ def test_which_process_has_which_hooks(
         time.sleep(1.5)
         found = {int(file.name): json.loads(file.read_text()) for file in tmp_path.glob("[0-9]*")}
         main = found.pop(running.process.pid)
+        log = running.log()
+    assert log.count("answers can suffer") == bool(flags), "of a server without a profile, once for all its processes"
+    if flags:
+        assert f"claa-sglang calibrate --model {model} --out" in log.partition("Load weight begin")[0]
     arguments = {"sglang.srt.server_args.ServerArgs"}
     schedulers = [child for child in found.values() if child["scheduler"]]
     others = [child for child in found.values() if not child["scheduler"]]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from claa_sglang import plugin
+from claa_sglang import plugin, versions
 from claa_sglang.patches import hooks
 
 # What an image calls its own build of SGLang.
@@ -85,7 +85,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, "-c", STORY, str(model), str(renamed)]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1]) | {"stderr": done.stderr, "model": str(model)}
 
 
 def test_without_the_flag_only_the_arguments_are_replaced(report: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def test_without_the_flag_only_the_arguments_are_replaced(report: dict[str, Any]
 
 def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_hooked(report: dict[str, Any]) -> None:
     text = report["refused"]
-    for word in ("[mixed-chunk]", "[page-size]", "--claa-keep-rate 2.0", "Remedy:", hooks._version("sglang")):
+    for word in ("[mixed-chunk]", "[page-size]", "--claa-keep-rate 2.0", "Remedy:", versions.installed("sglang")):
         assert word in text
     assert report["after refused"] == report["loaded"]
 
@@ -144,6 +144,13 @@ def test_with_the_flag_the_rows_of_the_server_are_applied_once(report: dict[str,
     assert set(report["active"]) == expected | set(report["loaded"])
     assert report["again"] == report["active"]
     assert report["hooked"] and report["scheduler untouched here"]
+
+
+def test_a_start_without_a_profile_warns_once(report: dict[str, Any]) -> None:
+    """Of five starts: not without the flag, not where the start is refused, and once where it is resolved twice."""
+    assert report["stderr"].count("by default, not because they suit this model") == 1
+    assert "layers 0,1,2,3 rank the prompt tokens and tokens are dropped after layer 3 (of 8" in report["stderr"]
+    assert f"claa-sglang calibrate --model {report['model']} --out llama0.claa.json" in report["stderr"]
 
 
 def test_registering_makes_no_flag_when_it_fails_and_says_so(

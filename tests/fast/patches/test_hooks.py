@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from claa_sglang import versions
 from claa_sglang.patches import hooks
 from claa_sglang.patches.hooks import Hook
 
@@ -126,6 +127,21 @@ def test_the_document_is_the_table() -> None:
     assert written == hooks.markdown(), "run: python -m claa_sglang.patches.hooks > docs/hooks.md"
 
 
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("an aborted request runs dense", "An aborted request runs dense."),
+        ("SGLang's check must see them.", "SGLang's check must see them."),
+        ("one-token prompts are dense", "One-token prompts are dense."),
+        ("sgl.Engine builds it on its own", "`sgl.Engine` builds it on its own."),
+        ('custom_params["claa"] is checked here', '`custom_params["claa"]` is checked here.'),
+        ("/server_info reads it", "`/server_info` reads it."),
+    ],
+)
+def test_a_reason_becomes_a_sentence_and_code_keeps_its_case(reason: str, sentence: str) -> None:
+    assert f" | {sentence} |\n" in hooks.markdown([row("greet", ())._replace(reason=reason)])
+
+
 # --- check
 
 
@@ -154,7 +170,7 @@ def test_a_row_that_does_not_fit_says_what_was_found(target: Any, hook: Hook, fo
     assert mismatch.target == hook.target and found in mismatch.found
     text = hooks.explain([mismatch])
     assert hook.target in text and mismatch.expected in text and mismatch.found in text
-    assert f"pip install sglang=={hooks.SUPPORTED_SGLANG}" in text and hooks._version("sglang") in text
+    assert f"pip install sglang=={hooks.SUPPORTED_SGLANG}" in text and versions.installed("sglang") in text
 
 
 @pytest.mark.parametrize(
