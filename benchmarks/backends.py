@@ -42,7 +42,7 @@ from rich.table import Table
 from benchmarks import shapes
 from benchmarks.checks import answers, prefill
 from benchmarks.engine import CPU_OPTIONS, enter_device, running
-from claa_sglang import attention_backends
+from claa_sglang.config import attention_backends
 from claa_sglang.tools import small_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -46,8 +46,8 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from claa_sglang.servers import Server, cpu_server
 from claa_sglang.tools import small_model
+from claa_sglang.tools.servers import Server, cpu_server
 
 ROOT = Path(__file__).resolve().parent.parent
 PRUNE_LAYER, KEEP_RATE, OUTPUT_TOKENS = 14, 0.2, 33

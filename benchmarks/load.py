@@ -31,7 +31,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.traffic import MODELS, Call, Client, leaks, pressed_server, provenance, retractions
-from claa_sglang.servers import Server
+from claa_sglang.tools.servers import Server
 
 RESULT = Path(__file__).resolve().parent / "results" / "load.json"
 TIE = 1e-4  # largest difference of two log probabilities that rounding may swap

@@ -36,7 +36,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.traffic import MODELS, Call, Client, leaks, pressed_server, provenance, retractions
-from claa_sglang.servers import Server
+from claa_sglang.tools.servers import Server
 
 RESULT = Path(__file__).resolve().parent / "results" / "soak.json"
 EVERY = 10.0  # seconds

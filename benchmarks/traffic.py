@@ -28,8 +28,8 @@ import requests
 
 from benchmarks.cpu_cost import ROOT, cpu_model
 from benchmarks.tiny_model import build_with_tokenizer
-from claa_sglang.servers import ONE_THREAD, STRICT, RequestFailed, Server, cpu_server
 from claa_sglang.tools import small_model
+from claa_sglang.tools.servers import ONE_THREAD, STRICT, RequestFailed, Server, cpu_server
 
 FLAGS = (
     "--enable-claa",

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from claa_sglang import attention_backends
-from claa_sglang.config import refusals
+from claa_sglang.config import attention_backends, refusals
 from claa_sglang.requests import dense_rules, options
 
 

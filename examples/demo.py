@@ -26,8 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 from verdict import Times
 
-from claa_sglang.servers import Server, server
 from claa_sglang.tools.cpu_env import CpuEnvError, cpu_environment
+from claa_sglang.tools.servers import Server, server
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"

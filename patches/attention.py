@@ -18,9 +18,9 @@ from sglang.srt.runtime_context import get_parallel
 from torch.profiler import record_function
 
 from claa_sglang import startup_time
-from claa_sglang.active_pass import ActivePass
 from claa_sglang.arguments import config_of
 from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.graph_decode import DecodeBuffers, DecodeGraphPass
 from claa_sglang.forward.late_pass import LatePass

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claa_sglang.servers import ONE_THREAD as ONE_THREAD
-from claa_sglang.servers import STRICT as STRICT
-from claa_sglang.servers import Server
+from claa_sglang.tools.servers import ONE_THREAD as ONE_THREAD
+from claa_sglang.tools.servers import STRICT as STRICT
+from claa_sglang.tools.servers import Server
 from tests.reference_model import Expected
 
 # Without a tokenizer, and without using the processor while nothing is asked.

@@ -1,4 +1,4 @@
-"""Real SGLang servers for tests: those of `claa_sglang.servers`, always on the CPU engine, and two ways to start more.
+"""Servers for tests: those of `claa_sglang.tools.servers`, always on the CPU engine, and two ways to start more.
 
     with server(model_path, "--enable-claa", "--chunked-prefill-size", "256") as s:
         answer = s.generate(input_ids=[...], sampling_params={"max_new_tokens": 8, "temperature": 0})
@@ -12,8 +12,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from claa_sglang.servers import REQUEST_TIMEOUT, START_TIMEOUT, Server, ServerFailed
-from claa_sglang.servers import cpu_server as server
+from claa_sglang.tools.servers import REQUEST_TIMEOUT, START_TIMEOUT, Server, ServerFailed
+from claa_sglang.tools.servers import cpu_server as server
 
 __all__ = ["REQUEST_TIMEOUT", "START_TIMEOUT", "Server", "ServerFailed", "second_plugin", "server", "start_failure"]
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks import shapes
 from benchmarks.ttft.run import Run
 from benchmarks.ttft.variants import STOCK, TTFT, keep, options
-from claa_sglang.servers import Server, launched
+from claa_sglang.tools.servers import Server, launched
 
 OUTPUT_TOKENS = 16
 START_SECONDS, CLIENT_SECONDS = 400, 1800

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from claa_sglang import attention_backends
+from claa_sglang.config import attention_backends
 
 DEVICES = ("cpu", "cuda")
 BF16 = ("bf16", "bfloat16")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claa_sglang.active_pass import ActivePass
+from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.late_view import on_device
 

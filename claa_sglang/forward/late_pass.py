@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claa_sglang.active_pass import ActivePass
 from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan, Segment
 from claa_sglang.forward.late_view import make_view, on_device
 from claa_sglang.forward.scorers import Scored, Scorer, make_scorer

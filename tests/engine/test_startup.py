@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import claa_sglang
-from claa_sglang import servers
 from claa_sglang.patches import hooks
+from claa_sglang.tools import servers
 from claa_sglang.tools.cpu_env import cpu_environment
 from tests.engine_server import second_plugin, server, start_failure
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 ROW = re.compile(r"^\| `([^`]+)` \|.*\| (\d{4}-\d\d-\d\d) \|$", re.MULTILINE)
 ROWS = dict(ROW.findall((RESULTS / "README.md").read_text()))
 

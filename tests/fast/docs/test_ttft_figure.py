@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.ttft import figure
 from benchmarks.ttft.record import Record
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECORD = msgspec.json.decode((ROOT / "benchmarks/results/ttft_h200.json").read_bytes(), type=Record)
 
 

@@ -14,7 +14,7 @@ from claa_sglang.policy import policy
 from claa_sglang.policy.cost import Constants, CostModel
 from claa_sglang.requests import dense_rules
 
-FAQ = Path(__file__).resolve().parents[2] / "docs" / "faq.md"
+FAQ = Path(__file__).resolve().parents[3] / "docs" / "faq.md"
 HEADINGS = [line.lstrip("# ").strip() for line in FAQ.read_text().splitlines() if line.startswith("### ")]
 STEP = PruneStep(prune_layer=15, keep_rate=0.2, score_layers=(15,))
 H200 = Constants(per_pass=5e-4, per_row=7.2e-7, per_pair=2.7e-11, per_prune=1e-3)  # and 8B, as in test_policy.py

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOMES = (ROOT, ROOT / "claa_sglang", ROOT / "docs")
 # A folder and a file. What follows a comma in a figure is a file of the same folder.
 NAMED = re.compile(r"(?<![\w/.*-])((?:[a-z_]+/)+)([a-z_]+\.(?:py|sh))((?:, [a-z_]+\.py)*)")

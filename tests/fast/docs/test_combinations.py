@@ -9,7 +9,7 @@ import pytest
 
 from claa_sglang import combinations
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_document_is_what_the_rules_say() -> None:

@@ -32,7 +32,7 @@ def test_every_block_says_what_it_is(path: Path) -> None:
     for block in documents.read(path).blocks:
         assert block.language in LANGUAGES, (
             f"{block.where}: a block of {block.language!r}, which no test understands. Tag it as one of "
-            f"{', '.join(filter(None, LANGUAGES))} (text is never checked), or teach tests/fast/test_documents.py"
+            f"{', '.join(filter(None, LANGUAGES))} (text is never checked), or teach tests/fast/docs/test_documents.py"
         )
         assert block.text.strip(), f"{block.where}: an empty block"
 
