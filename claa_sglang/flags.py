@@ -44,8 +44,9 @@ HELP: dict[str, str] = {
     ),
     "schedule": (
         "prune steps, instead of one prune layer, keep rate and score layers: layer:rate for each step, such as "
-        "14:0.4,20:0.15, layers ascending and rates (shares of the whole prompt) descending; layers that rank may "
-        "follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, above the previous one)"
+        "14:0.4,20:0.15 (quoted in a YAML file), layers ascending and rates (shares of the whole prompt) descending; "
+        "layers that rank may follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, "
+        "above the previous one)"
     ),
     "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
