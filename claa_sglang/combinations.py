@@ -54,6 +54,11 @@ WORKS: tuple[Works, ...] = (
     ),
     Works("chat and completions routes", f"{_COMBINED}::test_completions_with_penalties_and_logprobs"),
     Works("pausing, and updating weights", "test_weight_updates.py::test_requests_go_on_after_a_pause"),
+    Works(
+        "engines with and without CLAA in one process",
+        "test_startup.py::test_engines_with_and_without_claa_in_one_process",
+        "one after the other; one without it answers as stock, and one with it has its own settings",
+    ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
         "retraction when memory is short",

@@ -1,7 +1,8 @@
 """What SGLang loads: the flags always, everything else only once `--enable-claa` is known to be given.
 
 `register` runs in every SGLang process before arguments exist, so all it may do is make the flags known. The rest
-happens in `activate`, which the arguments call as soon as they are resolved, in the server and in each child.
+happens in `activate`, which the arguments call as soon as they are resolved, in the server and in each child. What it
+leaves behind acts for servers that serve CLAA only (`patches/gate.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from claa_sglang import startup_time, versions
 
 logger = logging.getLogger(__name__)
 
-ENGINE = "sglang.srt.entrypoints.engine"
 SCHEDULER = "sglang.srt.managers.scheduler"
 
 
@@ -24,7 +24,7 @@ class StartupError(RuntimeError):
 
 
 def register() -> None:
-    """Entry point `sglang.srt.plugins`: make SGLang's ServerArgs know the flags; touch nothing else.
+    """Entry point `sglang.srt.plugins`: make SGLang know the flags; touch nothing else.
 
     If it fails, SGLang logs it and goes on without the flags, so `--enable-claa` ends in "unrecognized arguments".
     """
@@ -39,12 +39,23 @@ def register() -> None:
 def _register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from claa_sglang.arguments import ClaaServerArgs
+    from claa_sglang.patches import arguments, hooks
 
-    HookRegistry.register("sglang.srt.server_args.ServerArgs", ClaaServerArgs, HookType.REPLACE)
-    if ENGINE in sys.modules:
-        # The class attribute was bound when the module was imported; a later import finds ours.
-        HookRegistry.register(f"{ENGINE}.Engine.server_args_class", ClaaServerArgs, HookType.REPLACE)
+    if mismatches := arguments.mismatches():
+        raise hooks.HookError(mismatches)
+    for hook in arguments.ARGUMENT_HOOKS:
+        HookRegistry.register(hook.target, hook.fn, HookType(hook.kind))
+    applies = HookRegistry.apply_hooks
+
+    def apply_hooks() -> None:
+        """As SGLang does; then the engine gets the flags on top of what any plugin, loaded before or after, did to it.
+
+        The engine that loads plugins goes on to make its arguments right after this.
+        """
+        applies()
+        arguments.equip_engine()
+
+    HookRegistry.apply_hooks = staticmethod(apply_hooks)
 
 
 def activate(server_args: Any) -> None:
@@ -62,6 +73,7 @@ def _activate(server_args: Any) -> None:
     from claa_sglang.config.config import ConfigError
     from claa_sglang.layer_warning import layer_warning
     from claa_sglang.patches import hooks
+    from claa_sglang.patches.arguments import ENGINE
 
     in_server = is_server_process(server_args)
     problems: list[str] = []

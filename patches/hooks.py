@@ -44,7 +44,8 @@ PATCH_MODULES: tuple[str, ...] = (
 )
 
 SERVER, SCHEDULER, ALL = "server", "scheduler", "all"
-PROCESSES = (SERVER, SCHEDULER, ALL)
+ALWAYS = "always"  # in every process that loads plugins, with `--enable-claa` or without
+PROCESSES = (SERVER, SCHEDULER, ALL, ALWAYS)
 KINDS = ("before", "after", "around", "replace")
 
 
@@ -56,7 +57,8 @@ class Hook(NamedTuple):
         a Struct or the parameters of `__init__` (empty: not compared).
     kind: "before", "after", "around" or "replace", as SGLang's HookRegistry means them.
     fn: what is called, or the class that replaces a class.
-    process: "server" (HTTP server, tokenizer manager, Engine), "scheduler" or "all".
+    process: "server" (HTTP server, tokenizer manager, Engine), "scheduler" or "all"; "always" for what makes the flags
+        known, which is not applied by `apply`.
     reason: one sentence on why the attribute is touched.
     """
 
@@ -107,6 +109,8 @@ def apply(process: str, hooks: Iterable[Hook] | None = None) -> tuple[Hook, ...]
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
+    from claa_sglang.patches.gate import gated
+
     table = collect() if hooks is None else tuple(hooks)
     rows = tuple(hook for hook in table if hook.process in (process, ALL))
     todo = [hook for hook in rows if not _took(hook)]
@@ -114,7 +118,8 @@ def apply(process: str, hooks: Iterable[Hook] | None = None) -> tuple[Hook, ...]
         raise HookError(problems)
     by_target: dict[str, list[tuple]] = {}
     for hook in todo:
-        entry = (HookType(hook.kind), hook.fn, HookSource(plugin_name="claa", dist_name="claa-sglang"))
+        fn = gated(hook.kind, hook.fn) if hook.process == SERVER else hook.fn
+        entry = (HookType(hook.kind), fn, HookSource(plugin_name="claa", dist_name="claa-sglang"))
         by_target.setdefault(hook.target, []).append(entry)
     # The registry applies a target once. Where another plugin hooked it first, ours go on top of theirs; its list
     # must hold ours alone meanwhile, or theirs would be applied a second time.
@@ -206,13 +211,16 @@ def other_version(rows: int) -> str | None:
 
 def markdown(hooks: Iterable[Hook] | None = None) -> str:
     """The table as a document; docs/hooks.md is this text (`python -m claa_sglang.patches.hooks > docs/hooks.md`)."""
-    table = collect() if hooks is None else hooks
+    always = importlib.import_module("claa_sglang.patches.arguments").ARGUMENT_HOOKS
+    table = collect() + always if hooks is None else hooks
     lines = [
         "# Every attribute of SGLang that claa-sglang touches",
         "",
         f"Written for sglang {SUPPORTED_SGLANG}; made from the table in `patches/` by",
-        "`python -m claa_sglang.patches.hooks > docs/hooks.md`. Without `--enable-claa` none of this is applied. With",
-        "it, every row is compared with the installed SGLang first, and looked up again afterwards.",
+        "`python -m claa_sglang.patches.hooks > docs/hooks.md`. Without `--enable-claa` only the rows of process",
+        "`always` are applied: they make the flags known. With it, every row is compared with the installed SGLang",
+        "first, and looked up again afterwards. Rows of process `server` act for servers with `--enable-claa` alone,",
+        "also where one process starts another server without it.",
         "",
         "| process | target | kind | parameters | why |",
         "|---|---|---|---|---|",
@@ -314,7 +322,8 @@ def _filled(cell: Any) -> bool:
 
 
 def _is_same(held: Any, fn: Callable) -> bool:
-    return held is fn or (isinstance(held, functools.partial) and held.func is fn)
+    """Whether a wrapper holds `fn`: itself, with arguments given, or behind our gate."""
+    return fn in (held, getattr(held, "__wrapped__", None)) or (isinstance(held, functools.partial) and held.func is fn)
 
 
 def _replaced_by_another(hook: Hook) -> Iterator[Mismatch]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from typing import Any
 
@@ -42,8 +44,9 @@ HELP: dict[str, str] = {
     ),
     "schedule": (
         "prune steps, instead of one prune layer, keep rate and score layers: layer:rate for each step, such as "
-        "14:0.4,20:0.15, layers ascending and rates (shares of the whole prompt) descending; layers that rank may "
-        "follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, above the previous one)"
+        "14:0.4,20:0.15 (quoted in a YAML file), layers ascending and rates (shares of the whole prompt) descending; "
+        "layers that rank may follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, "
+        "above the previous one)"
     ),
     "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
@@ -149,6 +152,60 @@ def _checked(name: str, value: object, kind: Any) -> Any:
         raise ConfigError(f"{_flag(name)} {value!r}: {error}. Give the {HELP[name]}") from error
 
 
+def written(name: str, value: Any) -> Any:
+    """A value of flag `name` from Python as a command line has it; one that needs nothing, or is wrong, as it is.
+
+    Lists of layers and of steps, a count as a number, paths. Raises ConfigError.
+    """
+    if name == "profile" and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if name == "score_layers" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if name not in ("score_layers", "schedule") or not isinstance(value, list | tuple):
+        return value
+    if not value:
+        raise ConfigError(f"{_flag(name)} {value!r}: is an empty list. Give the {HELP[name]}")
+    if name == "score_layers":
+        return "".join(f"{layer}," for layer in value)
+    for step in value:
+        if hint := _as_number(step):
+            raise ConfigError(f"{_flag(name)} {short(value)}: {hint}")
+    return ",".join(map(str, value))
+
+
+def from_config_file(name: str, value: Any) -> Any:
+    """A value of flag `name` that YAML read, for a command line. Raises ConfigError, which says how to write it."""
+    key = "claa-" + name.replace("_", "-")
+    if value is None:
+        raise ConfigError(f"{key}: has no value. Leave the line out, or give the {HELP[name]}")
+    if isinstance(value, bool | dict):
+        raise ConfigError(f"{key}: arrived as {short(repr(value))}. Give the {HELP[name]}; quote what is text")
+    if name == "schedule" and (hint := _as_number(value)):
+        raise ConfigError(f"{key}: {hint}")
+    value = written(name, value)
+    if isinstance(value, list) and len(value) != 1:  # SGLang hands one item on as that item
+        raise ConfigError(f"{key}: arrived as the list {short(value)}. Give one value: the {HELP[name]}")
+    return value
+
+
+def _as_number(value: object) -> str:
+    """What to say of a schedule, or a step, that arrived as a number; empty where it did not."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    if not math.isfinite(number):
+        return ""
+    layer, rate = divmod(number, 60)
+    rate = round(rate, 9)
+    meant = (f"{int(layer)}", f"{rate:g}") if 0 < rate <= 1 and 0 <= layer <= 9999 else ("14", "0.4")
+    step = ":".join(meant)
+    return (
+        f"{short(value)}: arrived as a number, which is no schedule. YAML reads {step} without quotes as {meant[0]} "
+        f'times 60 plus {meant[1]}: write it in quotes, claa-schedule: "{step}"'
+    )
+
+
 def _last_layers(count: int, prune_layer: int) -> tuple[int, ...]:
     return tuple(range(prune_layer - count + 1, prune_layer + 1))
 
@@ -183,6 +240,8 @@ def _parse_schedule(flags: ClaaFlags) -> list[dict[str, Any]]:
                 f"--claa-schedule {flags.schedule!r} and {_flag(name)} {getattr(flags, name)!r}: a schedule says where "
                 f"to prune, by which layers and how much. Leave out {_flag(name)}, or --claa-schedule"
             )
+    if hint := _as_number(flags.schedule):
+        raise ConfigError(f"--claa-schedule {hint}")
     if not isinstance(flags.schedule, str) or len(flags.schedule) > MAX_QUOTED:
         raise ConfigError(f"--claa-schedule {short(repr(flags.schedule))}: give the {HELP['schedule']}")
     steps: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ import pytest
 
 import claa_sglang
 from claa_sglang.patches import hooks
+from claa_sglang.patches.arguments import ARGUMENT_HOOKS
 from claa_sglang.tools import servers
 from claa_sglang.tools.cpu_env import cpu_environment
 from tests.engine_server import second_plugin, server, start_failure
@@ -157,12 +158,12 @@ def test_which_process_has_which_hooks(
     assert log.count("answers can suffer") == bool(flags), "of a server without a profile, once for all its processes"
     if flags:
         assert f"claa-sglang calibrate --model {model} --out" in log.partition("Load weight begin")[0]
-    arguments = {"sglang.srt.server_args.ServerArgs"}
+    arguments = {hook.target for hook in ARGUMENT_HOOKS}
     schedulers = [child for child in found.values() if child["scheduler"]]
     others = [child for child in found.values() if not child["scheduler"]]
     assert schedulers and others
     table = hooks.collect()
-    rows = {name: {h.target for h in table if flags and h.process in (name, "all")} for name in hooks.PROCESSES}
+    rows = {name: {h.target for h in table if flags and h.process in (name, "all")} for name in ("server", "scheduler")}
     assert set(main["hooks"]) == arguments | rows["server"]
     assert all(set(child["hooks"]) == arguments | rows["scheduler"] for child in schedulers)
     assert [set(child["hooks"]) - arguments for child in others] == [set()] * len(others)
@@ -193,29 +194,84 @@ def test_sglang_serve(serve: Callable[..., servers.Server]) -> None:
     assert info["claa"]["config"]["steps"][0]["keep_rate"] == 0.3 and info["claa"]["hooks"]
 
 
-ENGINE = """
+# Four engines in one process: arguments made before plugins load, then CLAA, then stock again, then CLAA otherwise.
+ENGINES = """
 import json, sys
 import sglang
+from sglang.srt.server_args import ServerArgs
+
+GIVEN = dict(model_path=sys.argv[1], skip_tokenizer_init=True, device="cpu", attention_backend="torch_native",
+             dtype="float32", max_total_tokens=20000, random_seed=0, log_level="error")
+CLAA = dict(enable_claa=True, claa_policy="always", claa_min_prompt_tokens=0)
+PROMPT = [(7 * i) % 250 + 1 for i in range(60)]
+ODD = {
+    "no claa options": {"custom_params": {"claa": {"keep_rate": 7}}},
+    "nonsense": {"custom_params": {"claa": "x", "y": 1}},
+    "plain": {},
+}
+
+def answers(engine):
+    found = {}
+    for name, params in ODD.items():
+        for ids in (PROMPT, [PROMPT[:9], PROMPT[:5]], []):
+            try:
+                out = engine.generate(input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": 4, **params})
+                outs = out if isinstance(out, list) else [out]
+                said = [[one["output_ids"], sorted(one["meta_info"])] for one in outs]
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+            found[f"{name}, {len(ids)}"] = said
+    info = engine.get_server_info()
+    return {"answers": found, "info": sorted(info), "states": [sorted(state) for state in info["internal_states"]]}
 
 if __name__ == "__main__":
-    engine = sglang.Engine(
-        model_path=sys.argv[1], skip_tokenizer_init=True, device="cpu", attention_backend="torch_native",
-        dtype="float32", max_total_tokens=20000, enable_claa=True, claa_keep_rate=0.3, **json.loads(sys.argv[2]))
-    print("INFO", json.dumps(engine.get_server_info()["claa"]))
-    engine.shutdown()
+    report = {}
+    for name, given in {
+        "stock": {"server_args": ServerArgs(**GIVEN)},
+        "claa": {**GIVEN, **CLAA, "claa_keep_rate": 0.3},
+        "stock after claa": GIVEN,
+        "claa again": {**GIVEN, **CLAA, "claa_keep_rate": 0.5, "claa_score_layers": [3]},
+    }.items():
+        engine = sglang.Engine(**given)
+        report[name] = {**answers(engine), "claa": engine.get_server_info().get("claa")}
+        engine.shutdown()
+    print("REPORT", json.dumps(report))
 """
 
 
-@pytest.mark.parametrize("given", [{}, {"enable_mixed_chunk": True}], ids=["starts", "refused"])
-def test_engine(model: Path, tmp_path: Path, given: dict[str, object]) -> None:
-    script = tmp_path / "engine.py"
-    script.write_text(ENGINE)
-    command = [sys.executable, str(script), str(model), json.dumps(given)]
+def test_engines_with_and_without_claa_in_one_process(model: Path, tmp_path: Path) -> None:
+    done = run_engines(ENGINES, tmp_path, model)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("REPORT "))[7:])
+    stock = report["stock"]
+    assert report["stock after claa"] == stock and "claa" not in stock["info"] and stock["claa"] is None
+    for name, keep_rate, score_layers in (("claa", 0.3, [0, 1, 2, 3]), ("claa again", 0.5, [3])):
+        (step,) = report[name]["claa"]["config"]["steps"]
+        assert step["keep_rate"] == keep_rate and step["score_layers"] == score_layers
+        assert report[name]["claa"]["hooks"]["ok"]
+        plain, refused = (report[name]["answers"][key] for key in ("plain, 60", "no claa options, 60"))
+        assert "claa" in plain[0][1] and "keep_rate" in refused
+
+
+ENGINE = """
+import sys
+import sglang
+
+if __name__ == "__main__":
+    sglang.Engine(
+        model_path=sys.argv[1], skip_tokenizer_init=True, device="cpu", attention_backend="torch_native",
+        enable_claa=True, enable_mixed_chunk=True)
+"""
+
+
+def test_an_engine_that_is_refused(model: Path, tmp_path: Path) -> None:
+    done = run_engines(ENGINE, tmp_path, model)
+    assert done.returncode == 1 and "StartupError" in done.stderr and "[mixed-chunk]" in done.stderr
+
+
+def run_engines(code: str, directory: Path, model: Path) -> subprocess.CompletedProcess[str]:
+    """`code` as a script, as its engines start it again in their children."""
+    (script := directory / "engine.py").write_text(code)
     environ = {**os.environ, **cpu_environment()}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=servers.START_TIMEOUT)
-    if given:
-        assert done.returncode == 1 and "StartupError" in done.stderr and "[mixed-chunk]" in done.stderr
-    else:
-        assert done.returncode == 0, done.stderr[-4000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("INFO "))
-        assert json.loads(line[5:])["config"]["steps"][0]["keep_rate"] == 0.3
+    command = [sys.executable, str(script), str(model)]
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=2 * servers.START_TIMEOUT)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,16 @@ import msgspec
 import pytest
 from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass, namespace_of, record_fields
 from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 
 from claa_sglang.arguments import ClaaServerArgs, config_of, flags_of, is_server_process
 from claa_sglang.config.config import ConfigError
 from claa_sglang.config.flags import HELP, ClaaFlags
 from claa_sglang.config.profile_file import Profile
 from claa_sglang.config.profile_model import describe
+from claa_sglang.patches.arguments import ARGUMENT_HOOKS, add_flags, read_config, refuse_attributes, take_flags
 from claa_sglang.plugin import StartupError
+from tests.engine_server import second_plugin
 
 FLAGS = {
     "--claa-keep-rate": ("share of", "above 0, at most 1", "default 0.2"),
@@ -59,10 +63,10 @@ def parse(*flags: str) -> argparse.Namespace:
     return parser.parse_args(["--model-path", "x", *flags])
 
 
-def python(code: str, **env: str) -> str:
-    """What a fresh interpreter prints that runs `code`."""
+def python(code: str, *args: str, **env: str) -> str:
+    """The last line that a fresh interpreter prints which runs `code` with `args`."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
@@ -112,13 +116,16 @@ def test_config_uses_the_depth_of_the_model(model: str) -> None:
     assert config.steps[0].prune_layer == 3 and config.steps[0].keep_rate == 0.3
 
 
-@pytest.mark.parametrize(("given", "layers"), [([1, 3], (1, 3)), ((3,), (3,)), ("2", (2, 3)), ("1,3", (1, 3))])
-def test_score_layers_may_be_a_list_from_python(model: str, given: Any, layers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("given", "layers"), [([1, 3], (1, 3)), ((3,), (3,)), ([3], (3,)), (2, (2, 3)), ("2", (2, 3)), ("1,3", (1, 3))]
+)
+def test_score_layers_may_be_a_list_or_a_count_from_python(model: str, given: Any, layers: tuple[int, ...]) -> None:
     assert config_of(arguments(model, claa_score_layers=given)).steps[0].score_layers == layers
 
 
-def test_a_schedule_gives_several_steps(model: str) -> None:
-    config = config_of(arguments(model, enable_claa=True, claa_schedule="2:0.5,5:0.2:4"))
+@pytest.mark.parametrize("given", ["2:0.5,5:0.2:4", ["2:0.5", "5:0.2:4"]])
+def test_a_schedule_gives_several_steps(model: str, given: Any) -> None:
+    config = config_of(arguments(model, enable_claa=True, claa_schedule=given))
     assert [(s.prune_layer, s.keep_rate, s.score_layers) for s in config.steps] == [(2, 0.5, (0, 1, 2)), (5, 0.2, (4,))]
 
 
@@ -130,6 +137,27 @@ def test_config_is_made_once_and_travels_with_the_record(model: str, tmp_path: P
     profile.unlink()
     assert config_of(server_args) is config and config.steps[0].keep_rate == 0.5
     assert config_of(pickle.loads(pickle.dumps(server_args))) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"claa_schedule": 840.4}, r'--claa-schedule 840\.4: arrived as a number.*claa-schedule: "14:0\.4"'),
+        ({"claa_schedule": [840.4, "20:0.15"]}, r"--claa-schedule \[840\.4, '20:0\.15'\]: 840\.4: arrived as a number"),
+        ({"claa_score_layers": []}, r"--claa-score-layers \[\]: is an empty list"),
+        ({"claa_score_layers": ["a"]}, "--claa-score-layers 'a,'"),
+        ({"claa_score_layers": {1, 3}}, r"--claa-score-layers \{1, 3\}"),
+        ({"claa_score_layers": True}, "--claa-score-layers True"),
+        ({"claa_window": [4]}, r"--claa-window \[4\]"),
+        ({"claa_prune_layer": "3"}, "--claa-prune-layer '3'"),
+        ({"claa_policy": True}, "--claa-policy True"),
+        ({"claa_ranker": 3}, "--claa-ranker 3"),
+        ({"claa_profile": Path("no.json")}, "--claa-profile no.json: cannot be read"),
+    ],
+)
+def test_values_of_another_kind_are_shown_with_how_to_write_them(model: str, given: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        config_of(arguments(model, enable_claa=True, **given))
 
 
 def test_config_errors_come_through(model: str) -> None:
@@ -171,7 +199,7 @@ def test_without_the_flag_resolution_is_sglangs_own(model: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(HELP))
 def test_a_claa_flag_without_enable_claa_is_refused_with_the_remedy(model: str, name: str) -> None:
-    value = {"score_layers": "2", "profile": "x.json", "keep_rate": 0.3}.get(name, 3)
+    value = {"score_layers": "2", "profile": "x.json", "keep_rate": 0.3, "min_prompt_tokens": 0}.get(name, 3)
     flag = "--claa-" + name.replace("_", "-")
     with pytest.raises(StartupError, match=f"{flag} given without --enable-claa: add --enable-claa, or remove {flag}"):
         arguments(model, **{f"claa_{name}": value}).resolve_once()
@@ -217,18 +245,265 @@ IMPORT_ORDERS = {
 PARSE_AND_REPORT = """
 import json
 from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry
-from sglang.srt.server_args import prepare_server_args
-args = prepare_server_args(["--model-path", "x", "--enable-claa", "--claa-window", "4"])
-found = [type(args).__name__, args.claa_window, Engine.server_args_class.__name__, sorted(HookRegistry._patched)]
-print(json.dumps(found))
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+load_plugins()  # as every engine does
+found = []
+for flags in (["--enable-claa", "--claa-window", "4"], ["--claa-window", "4"], []):
+    args = prepare_server_args(["--model-path", "x", *flags])
+    given = {flag[2:].replace("-", "_"): True for flag in flags[:1] if flag == "--enable-claa"}
+    engine_args = object.__new__(Engine).server_args_class(model_path="x", claa_window=4 if flags else None, **given)
+    found.append([type(args).__name__, type(engine_args).__name__, getattr(args, "claa_window", None)])
+print(json.dumps([found, Engine.server_args_class is ServerArgs, sorted(HookRegistry._patched)]))
 """
 
 
 @pytest.mark.parametrize("order", IMPORT_ORDERS)
-def test_engine_and_command_line_use_our_record_and_nothing_else_is_touched(order: str) -> None:
+def test_engine_and_command_line_make_our_record_only_where_it_is_asked_for(order: str) -> None:
     printed = python(IMPORT_ORDERS[order] + PARSE_AND_REPORT, SGLANG_PLUGINS="claa")
-    name, window, engine_class, patched = json.loads(printed)
-    assert (name, window, engine_class) == ("ClaaServerArgs", 4, "ClaaServerArgs")
-    engine = ["sglang.srt.entrypoints.engine.Engine.server_args_class"] if order == "engine-first" else []
-    assert patched == [*engine, "sglang.srt.server_args.ServerArgs"]
+    found, engine_shows_sglangs_class, patched = json.loads(printed)
+    asked, refused_later, stock = found
+    assert asked == ["ClaaServerArgs", "ClaaServerArgs", 4] and refused_later == asked
+    assert stock == ["ServerArgs", "ServerArgs", None] and engine_shows_sglangs_class
+    assert patched == sorted(hook.target for hook in ARGUMENT_HOOKS)
+
+
+# What SGLang and its users do with arguments, some of them made before plugins load.
+AS_WITHOUT = """
+import copy, io, json, pickle, sys
+import msgspec
+from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.server_args import ServerArgs
+import sglang.srt.server_args as module
+
+class Mine(ServerArgs):
+    mine: int = 0
+
+before, mine = ServerArgs(model_path="x", tp_size=2), Mine(model_path="x", mine=3)
+written = pickle.dumps([before, mine, ServerArgs])
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.arg_groups.arg_utils import record_fields
+from sglang.srt.configs.model_config import register_model_config_factory
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+class Later(module.ServerArgs):
+    later: int = 0
+
+HookRegistry.register("sglang.srt.server_args.ServerArgs.url", lambda url, *_: url + "/hooked", HookType.AFTER)
+HookRegistry.apply_hooks()
+after, later = module.ServerArgs(model_path="x", tp_size=2), Later(model_path="x", later=4)
+parsed = module.prepare_server_args(["--model-path", "x", "--tp-size", "2"])
+of_engine = object.__new__(Engine).server_args_class(model_path="x", tp_size=2)
+records = [before, mine, after, later, parsed, of_engine]
+report = []
+for record in records + pickle.loads(written)[:2]:
+    record.random_seed = 1
+    again = pickle.loads(pickle.dumps(record))
+    copies = [again, copy.copy(record), copy.deepcopy(record), msgspec.structs.replace(record)]
+    fields = {field.name: getattr(record, field.name) for field in record_fields(module.ServerArgs)}
+    report.append([
+        [type(one).__qualname__ for one in copies], type(record).__module__, [one.tp_size for one in copies],
+        isinstance(record, module.ServerArgs), isinstance(record, ServerArgs), repr(record), sorted(fields),
+        repr(module.ServerArgs(**fields)), record.url(), sorted(msgspec.structs.asdict(record)),
+        type(record) is ServerArgs,
+    ])
+report += [issubclass(Mine, module.ServerArgs), ServerArgs is module.ServerArgs,
+           Engine.server_args_class is ServerArgs, pickle.loads(pickle.dumps(ServerArgs)) is ServerArgs]
+register_model_config_factory(Mine, lambda *given: None)
+report.append(pickle.dumps(before).count(b"claa"))
+print(json.dumps(report))
+"""
+
+
+def test_arguments_that_never_asked_for_claa_are_as_without_the_plugin() -> None:
+    """Made before plugins load and after, subclassed, pickled, copied, and under another plugin's hooks."""
+    with_plugin, without = (json.loads(python(AS_WITHOUT, SGLANG_PLUGINS=name)) for name in ("claa", "none"))
+    assert with_plugin == without
+
+
+def test_a_flag_set_on_sglangs_own_record_is_refused() -> None:
+    """It would be an attribute that nothing reads; the hook is called as SGLang's registry calls it."""
+    record = ServerArgs(model_path="x")
+    refuse_attributes(record)
+    record.enable_claa = False
+    refuse_attributes(record)
+    record.enable_claa, record.claa_window = True, 4
+    with pytest.raises(StartupError, match=r"ClaaServerArgs\(\.\.\., enable_claa=True, claa_window=4\)"):
+        refuse_attributes(record)
+
+
+@pytest.mark.parametrize("value", ["false", "true", 1])
+def test_enable_claa_is_true_or_false(model: str, value: Any) -> None:
+    with pytest.raises(StartupError, match=f"enable_claa={value!r}: give True or False"):
+        arguments(model, enable_claa=value).resolve_once()
+
+
+# --- another plugin that replaces ServerArgs
+
+OTHER_PLUGIN = """
+import os, sys
+from sglang.srt.arg_groups.arg_utils import A, Arg
+from sglang.srt.server_args import ServerArgs
+
+class OtherServerArgs(ServerArgs):
+    other_flag: A[int, Arg(help="Another plugin's flag.")] = 1
+
+    def __init_subclass__(cls, **kwargs):
+        if os.environ.get("OTHER_IS_FINAL"):
+            raise TypeError("OtherServerArgs is final")
+        super().__init_subclass__(**kwargs)
+
+def register():
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    if os.environ.get("OTHER_ASSIGNS"):
+        import sglang.srt.server_args
+        sglang.srt.server_args.ServerArgs = OtherServerArgs
+    else:
+        HookRegistry.register("sglang.srt.server_args.ServerArgs", OtherServerArgs, HookType.REPLACE)
+    if os.environ.get("OTHER_ENGINE"):
+        target = "sglang.srt.entrypoints.engine.Engine.server_args_class"
+        HookRegistry.register(target, OtherServerArgs, HookType.REPLACE)
+"""
+BOTH = """
+import json, pickle, sys
+import sglang.srt.entrypoints.engine as engine
+from importlib.metadata import entry_points
+home, order, written = sys.argv[1:]
+sys.path.insert(0, home) if order == "other first" else sys.path.append(home)
+import sglang.srt.server_args as module
+from sglang.srt.plugins import load_plugins
+load_plugins()
+both = module.prepare_server_args(["--model-path", "x", "--enable-claa", "--other-flag", "3", "--claa-window", "4"])
+made = object.__new__(engine.Engine).server_args_class(model_path="x", enable_claa=True, claa_window=4, other_flag=3)
+theirs = module.prepare_server_args(["--model-path", "x", "--other-flag", "3"])
+open(written, "wb").write(pickle.dumps([both, made, theirs]))
+kinds = [[cls.__name__ for cls in type(record).__mro__[:3]] for record in (both, made, theirs)]
+values = [[getattr(record, name, None) for name in ("enable_claa", "claa_window", "other_flag")]
+          for record in (both, made, theirs)]
+order = [entry.name for entry in entry_points(group="sglang.srt.plugins")]
+print(json.dumps([order, kinds, values, both.launch_command]))
+"""
+UNPICKLE = """
+import json, pickle, sys
+sys.path.append(sys.argv[1])
+records = pickle.load(open(sys.argv[2], "rb"))
+print(json.dumps([[type(r).__name__, getattr(r, "claa_window", None), r.other_flag] for r in records]))
+"""
+
+
+@pytest.fixture(scope="module")
+def other_plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a plugin that replaces ServerArgs by a subclass with a flag of its own."""
+    home = tmp_path_factory.mktemp("other")
+    second_plugin(home, "claa_test_other", OTHER_PLUGIN)
+    return str(home)
+
+
+@pytest.mark.parametrize(
+    ("order", "env"),
+    [
+        ("other first", {}),
+        ("other last", {}),
+        ("other last", {"OTHER_ENGINE": "1"}),
+        ("other first", {"OTHER_ASSIGNS": "1"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value),
+)
+def test_another_plugin_that_replaces_server_args_stacks(
+    order: str, env: dict[str, str], other_plugin: str, tmp_path: Path
+) -> None:
+    names = "claa,zzz_claa_test_other"
+    written = str(tmp_path / "records")
+    loaded, kinds, values, command = json.loads(python(BOTH, other_plugin, order, written, SGLANG_PLUGINS=names, **env))
+    assert sorted(loaded, reverse=order == "other first") == loaded
+    claa = ["ClaaOtherServerArgs", "OtherServerArgs", "ServerArgs"]
+    assert kinds == [claa, claa, ["OtherServerArgs", "ServerArgs", "Struct"]]
+    assert values == [[True, 4, 3], [True, 4, 3], [None, None, 3]] and "--other-flag 3" in command
+    if not env:  # a child unpickles before it loads plugins
+        found = json.loads(python(UNPICKLE, other_plugin, written, SGLANG_PLUGINS="none"))
+        assert found == [["ClaaOtherServerArgs", 4, 3]] * 2 + [["OtherServerArgs", None, 3]]
+
+
+def test_a_class_that_cannot_be_extended_is_named_with_its_plugin(other_plugin: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BOTH, other_plugin, "other last", str(tmp_path / "records")]
+    env = {**os.environ, "SGLANG_PLUGINS": "claa,zzz_claa_test_other", "OTHER_IS_FINAL": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    said = done.stderr.strip().splitlines()[-1]
+    assert done.returncode != 0 and "claa_test_other.OtherServerArgs" in said and "SGLANG_PLUGINS=claa" in said
+    assert "plugin=zzz_claa_test_other" in said and "OtherServerArgs is final" in said
+
+
+# --- configuration files
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("claa-score-layers: [14]", "14,"),
+        ("claa-score-layers: [14, 17]", "14,17,"),
+        ("claa-score-layers:\n  - 14\n  - 17", "14,17,"),
+        ("claa-score-layers: 14", "14"),
+        ("claa-score-layers: 14,", "14,"),
+        ("claa-score-layers: 14,17", "14,17"),
+        ("claa-schedule: '14:0.4'", "14:0.4"),
+        ("claa-schedule: 14:0.4,20:0.15", "14:0.4,20:0.15"),
+        ("claa-schedule: ['14:0.4', '20:0.15:18+20']", "14:0.4,20:0.15:18+20"),
+        ("claa-keep-rate: 0.3", 0.3),
+        ("claa-keep-rate: [0.3]", 0.3),
+        ("claa-keep-rate: 3e-1", 0.3),
+        ("claa-prune-layer: 14", 14),
+        ("claa-window: '4'", 4),
+        ("claa-pool-kernel: 5", 5),
+        ("claa-ranker: uniform", "uniform"),
+        ("claa-min-prompt-tokens: 0", 0),
+        ("claa-policy: always", "always"),
+        ("claa-profile: p.json", "p.json"),
+    ],
+)
+def test_a_configuration_file_says_what_a_command_line_says(tmp_path: Path, line: str, found: Any) -> None:
+    assert getattr(from_yaml(tmp_path, line), line.partition(":")[0].replace("-", "_")) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "claa-schedule: 14:0.4",
+            'claa-schedule: 840.4: arrived as a number.*write it in quotes, claa-schedule: "14:0.4"',
+        ),
+        ("claa-schedule: 14:1", 'claa-schedule: 841: arrived as a number.*claa-schedule: "14:1"'),
+        ("claa-schedule: 0.4", 'claa-schedule: 0.4: arrived as a number.*in quotes, claa-schedule: "0:0.4"'),
+        ("claa-schedule: 14", 'claa-schedule: 14: arrived as a number.*claa-schedule: "14:0.4"'),
+        ("claa-schedule: [14:0.4, 20:0.15]", 'claa-schedule .*840.4.*"14:0.4"'),
+        ("claa-score-layers: []", "claa-score-layers .*empty list"),
+        ("claa-score-layers:", "claa-score-layers: has no value. Leave the line out"),
+        ("claa-score-layers: {a: 1}", "claa-score-layers: arrived as {'a': 1}"),
+        ("claa-window: [4, 8]", r"claa-window: arrived as the list \[4, 8\]. Give one value"),
+        ("claa-keep-rate: []", r"claa-keep-rate: arrived as the list \[\]"),
+        ("claa-ranker: off", "claa-ranker: arrived as False"),
+        ("claa-profile: null", "claa-profile: has no value"),
+        ("claa-window: 8.5", "invalid int value: '8.5'"),
+    ],
+)
+def test_a_value_that_yaml_read_as_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, line: str, says: str
+) -> None:
+    with pytest.raises(SystemExit):
+        from_yaml(tmp_path, line)
+    assert re.search(says, capsys.readouterr().err)
+
+
+def from_yaml(directory: Path, line: str) -> Any:
+    """The record of a configuration file with `line`: SGLang's merger and parser, with our hooks in between."""
+    parser = argparse.ArgumentParser()
+    add_cli_args_from_dataclass(parser, ServerArgs)
+    add_flags(None, parser)
+    (file := directory / "config.yaml").write_text(f"model-path: x\nenable-claa: true\n{line}\n")
+    merger = ConfigArgumentMerger(parser)
+    merger._parse_yaml_config = lambda path: read_config(
+        ConfigArgumentMerger._parse_yaml_config(merger, path), merger, path
+    )
+    given = parser.parse_args(merger.merge_config_with_args(["--config", str(file)]))
+    return take_flags(ServerArgs.from_cli_args(given), given)

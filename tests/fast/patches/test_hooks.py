@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.runtime_context import get_context
+from sglang.srt.server_args import ServerArgs
 
 from claa_sglang import versions
+from claa_sglang.arguments import ClaaServerArgs
 from claa_sglang.patches import hooks
+from claa_sglang.patches.arguments import ARGUMENT_HOOKS
 from claa_sglang.patches.hooks import Hook
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,17 +82,17 @@ def row(name: str, params: tuple[str, ...], kind: str = "around", fn: Callable =
 
 
 def test_every_row_fits_the_installed_sglang() -> None:
-    mismatches = hooks.check(hooks.collect())
+    mismatches = hooks.check(hooks.collect() + ARGUMENT_HOOKS)
     assert not mismatches, hooks.explain(mismatches)
 
 
 def test_every_patch_module_is_in_the_table() -> None:
     with_hooks = {p.stem for p in (ROOT / "patches").glob("*.py") if p.stem != "hooks" and "HOOKS" in p.read_text()}
-    assert with_hooks == set(hooks.PATCH_MODULES)
+    assert with_hooks == {*hooks.PATCH_MODULES, "arguments"}  # the last are in place before any of the others
 
 
 def test_rows_are_complete() -> None:
-    for hook in hooks.collect():
+    for hook in hooks.collect() + ARGUMENT_HOOKS:
         assert hook.kind in hooks.KINDS and hook.process in hooks.PROCESSES
         assert hook.reason and "\n" not in hook.reason and hook.target.startswith("sglang.")
 
@@ -264,3 +268,35 @@ def test_a_hook_that_was_undone_is_applied_again(target: Any) -> None:
     target.greet = stock
     hooks.apply("server", table)
     assert target.greet("a") == "a!a!"
+
+
+# --- the gate
+
+STOCK, WITH_CLAA, OFF = ServerArgs(model_path="x"), *(ClaaServerArgs(model_path="x", enable_claa=on) for on in (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("record", "acts"), [(STOCK, False), (WITH_CLAA, True), (OFF, False)], ids=["stock", "on", "off"]
+)
+def test_a_hook_of_the_server_acts_for_servers_with_claa_alone(
+    target: Any, record: Any, acts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server started last, a call belongs to the server of its object; a call without one to the last."""
+    told: list[Any] = []
+    table = [
+        row("Thing.method", ("self", "x"), "before", lambda *given: told.append("before"), "server"),
+        row("Thing.method", ("self", "x"), "around", lambda stock, *given: [stock(*given), "around"], "server"),
+        row("Thing.method", ("self", "x"), "after", lambda result, *_: [*result, "after"], "server"),
+        row("greet", ("name", "mark"), "after", lambda result, *_: result + "?", "server"),
+    ]
+    for _ in range(2):
+        assert len(hooks.apply("server", table)) == 4
+    for last in (None, STOCK, WITH_CLAA):
+        monkeypatch.setattr(get_context(), "_server_args", last)
+        assert target.greet("a") == ("a!?" if last is WITH_CLAA else "a!")
+        for attributes in ({"server_args": record}, {"tokenizer_manager": types.SimpleNamespace(server_args=record)}):
+            thing = target.Thing()
+            vars(thing).update(attributes)
+            told.clear()
+            assert thing.method(1) == ([1, "around", "after"] if acts else 1) and bool(told) == acts
+        assert target.Thing().method(record) == ([record, "around", "after"] if acts else record)
