@@ -26,6 +26,7 @@ from claa_sglang.prefix_uses import PrefixUses
 EXPECTED_USES = 10  # of a prompt that is followed up
 CONTINUED = 0.3  # prior: how many prompts are the beginning of a conversation
 MARGIN = 0.95  # pruned must be expected below this share of dense: estimates are no better than that
+NEW = 0.1  # with less than this share of it cached as pruned (a system prompt), a prompt is one that nobody followed up
 WAIT = 32  # tokens that waiting must save, at least: what SGLang takes for a shared prefix among waiting requests
 
 
@@ -116,14 +117,15 @@ class Policy:
         left_then = prompt.tokens - (soon.pruned if choice.prune else soon.dense)
         if left_now >= 2 * left_then and left_now - left_then >= WAIT:
             return choice._replace(wait=True)
-        if choice.prune or prompt.way is not None:
-            return choice
-        dense, pruned = self._both(prompt, hits)
-        if pruned > MARGIN * dense:
-            return choice
-        if flight.soon:
-            return choice._replace(wait=True)
-        return Choice(True, f"pruned is faster: {_estimates(pruned, dense)}, while its prefix is computed dense")
+        if not choice.prune and prompt.way is None and 2 * hits.pruned >= prompt.tokens <= 2 * flight.dense:
+            # Most of it is in the cache as pruned, and is being computed dense: once is enough.
+            dense, pruned = self._both(prompt, hits)
+            if flight.soon:
+                return choice._replace(wait=True)
+            if pruned <= MARGIN * dense:
+                reason = f"pruned is faster: {_estimates(pruned, dense)}, while its prefix is being computed dense"
+                return Choice(True, reason)
+        return self._decide(prompt, hits)
 
     def _decide(self, prompt: Prompt, hits: Hits) -> Choice:
         """The way for a prompt with these hits."""
@@ -136,19 +138,19 @@ class Policy:
             return Choice(False, f"dense is not slower: {estimates}")
         if not prompt.lasting:
             return Choice(True, f"pruned is faster: {estimates}, and nothing is cached for later")
-        if not hits.pruned:
-            # What a follow-up would cost more: a little in each of its turns, or this prompt once more, dense.
-            # Samples are certain to come, and go this prompt's way.
-            one = self._regret(tokens, self._config.window, steps, 1)
-            certain = prompt.samples if prompt.samples > 1 else 0
-            likely = CONTINUED if prompt.answers or certain else 1.0
-            later = certain * one + likely * min(dense, EXPECTED_USES * one)
+        # What going pruned costs more later. Samples are certain to come, and go this prompt's way.
+        one = self._regret(tokens, self._config.window, steps, 1)
+        samples = prompt.samples * one if prompt.samples > 1 else 0.0
+        if hits.pruned < NEW * tokens:
+            # A follow-up costs a little in each of its turns, or this prompt once more, dense.
+            likely = CONTINUED if prompt.answers or samples else 1.0
+            later = samples + likely * min(dense, EXPECTED_USES * one)
             if later > dense - pruned:
                 return Choice(False, f"dense, cached for later: {estimates}, later turns pruned {_ms(later)} more")
         before = prompt.uses()
         if hits.pruned:
-            expected = max(1.0, before, float(prompt.samples))
-            extra = expected * self._regret(tokens, tokens - hits.pruned, steps, expected)
+            expected = max(1.0, before)
+            extra = max(samples, expected * self._regret(tokens, tokens - hits.pruned, steps, expected))
             if extra > dense - pruned:
                 return Choice(False, f"dense once, cached for later: {estimates}, later turns pruned {_ms(extra)} more")
         return Choice(True, f"pruned is faster: {estimates}")

@@ -179,11 +179,12 @@ def test_or_go_pruned_while_that_takes_longer_than_the_step() -> None:
 
 
 def test_nobody_waits_for_a_small_share() -> None:
-    world = World()
-    prompts = [[1] * 1500 + [2 + i] * 4000 for i in range(3)]
-    hits = Hits(0, 0)
-    choice = world.choose(prompts[0], hits, Flight(1500, 1500, True), {})
-    assert not choice.wait
+    """And what is not waited for does not count: it is computed again."""
+    for length, shared, hits in ((5500, 1500, Hits(0, 0)), (1030, 100, Hits(0, 0)), (1030, 100, Hits(0, 20))):
+        alone, beside = (
+            World().choose([1] * length, hits, flight, {}) for flight in (Flight(), Flight(shared, shared, True))
+        )
+        assert beside == alone and not alone.wait
 
 
 @pytest.mark.parametrize(("samples", "way"), [(1, "pruned"), (8, "dense")])
@@ -191,6 +192,14 @@ def test_the_prompt_of_many_samples_is_computed_the_way_that_is_best_for_all(sam
     world = World()
     world.turn(ONE_PROMPT, samples=samples, answers=samples == 1)
     assert world.ways == [way]
+
+
+@pytest.mark.parametrize(("samples", "way"), [(1, "pruned"), (8, "dense")])
+def test_a_system_prompt_in_the_cache_changes_nothing_of_that(samples: int, way: str) -> None:
+    world = World()
+    world.turn([1] * 200 + [2] * 4000)
+    world.turn([1] * 200 + [3] * 4000, samples=samples, answers=samples == 1)
+    assert world.ways == ["pruned", way]
 
 
 def test_a_prompt_that_was_sent_to_be_cached_will_be_used() -> None:
