@@ -208,6 +208,20 @@ def test_a_prompt_that_was_sent_to_be_cached_will_be_used() -> None:
     assert world.ways == ["dense"]
 
 
+@pytest.mark.parametrize(("samples", "prunes"), [(4, True), (20, False)])
+def test_how_many_samples_there_are_counts(samples: int, prunes: bool) -> None:
+    step = PruneStep(prune_layer=15, keep_rate=0.05, score_layers=(15,))
+    prompt = Prompt(4000, (step,), Hits(0, 0), samples=samples, answers=False)
+    assert World().policy.choose(prompt).prune == prunes
+
+
+def test_a_short_first_turn_after_a_system_prompt_is_dense_too() -> None:
+    world = World()
+    world.turn([1] * 20 + [2] * 4000)
+    world.turn([1] * 20 + [3] * 1010)
+    assert world.ways == ["pruned", "dense"]
+
+
 def test_samples_go_the_way_of_the_first() -> None:
     world = World()
     for way in (Choice(True, "pruned is faster, as it was"), Choice(False, "dense, as it was")):
