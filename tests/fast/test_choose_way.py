@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.managers.schedule_policy import CacheAwarePolicy, SchedulePolicy
+from sglang.srt.managers.schedule_policy import AddReqResult, CacheAwarePolicy, PrefillAdder, SchedulePolicy
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -22,6 +22,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from claa_sglang.config import ClaaConfig, PruneStep
 from claa_sglang.cost import Constants, CostModel
 from claa_sglang.in_flight import InFlight
+from claa_sglang.late_slots import LateSlots
+from claa_sglang.patches import admission
 from claa_sglang.patches.policy import choose_way, match_where_it_goes, must_wait, note_admitted, start_step
 from claa_sglang.patches.requests import pruned_key
 from claa_sglang.policy import Policy
@@ -182,3 +184,27 @@ def test_the_queue_is_sorted_by_what_is_cached_either_way() -> None:
     match_where_it_goes(SchedulePolicy._compute_prefix_matches, policy, requests, CacheAwarePolicy.LPM)
     assert [req.num_matched_prefix_tokens for req in requests] == [0, 700, 1499]
     assert {req.extra_key for req in requests} == {CONFIG.namespace}
+
+
+def test_who_waits_stays_in_the_queue_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through SGLang's own prefill adder, as its scheduler goes through the queue."""
+    world = World()
+    stock = world.pool.req_to_token
+    table = torch.zeros((2 * stock.shape[0], stock.shape[1]), dtype=stock.dtype)
+    world.pool.attach_aux_cache(LateSlots(table, stock.shape[0], world.allocator, evict=lambda _: None))
+    monkeypatch.setattr(admission, "config_of", lambda _: CONFIG)
+    scheduler = SimpleNamespace(server_args=None, req_to_token_pool=world.pool)
+    monkeypatch.setattr(PrefillAdder, "_replay_len", lambda *_: 0)  # asks the published server arguments
+    adder_class = admission.make_adder(PrefillAdder, scheduler)
+    queue = [world.request(PROMPT) for _ in range(3)] + [world.request([9] * 1500)]
+    for step, expected in enumerate(([queue[0], queue[3]], queue[1:3])):
+        adder = adder_class(1, world.tree, world.allocator, None, 0.5, 16_384, 8192)
+        for req in queue:
+            if not req.output_ids:
+                choose_way(req, world.tree)
+                req.init_next_round_input(world.tree)
+                assert adder.add_one_req(req, False, None) is AddReqResult.CONTINUE
+        assert adder.can_run_list == expected, step
+        for req in adder.can_run_list:
+            req.output_ids.append(1)
+            world.cache(list(req.origin_input_ids), pruned=True)
