@@ -11,7 +11,9 @@ from claa_sglang.arguments import config_of
 from claa_sglang.memory.admission import LateRows, chunk_len, late_prefill_len
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
+from claa_sglang.patches.policy import must_wait, note_admitted, start_step
 from claa_sglang.patches.requests import pruned_state
+from claa_sglang.requests.state import RequestState
 
 
 def new_tokens(req: Any) -> int:
@@ -47,6 +49,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._current: Any = None  # the pruned request being added
             super().__init__(*args, **kwargs)
+            start_step(self.tree_cache)
             self._late = LateRows(self.rem_chunk_tokens, len(config.steps), window)
 
         # --- slots ---
@@ -126,9 +129,20 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
         # --- requests from the queue ---
 
         def add_one_req(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
-            state = pruned_state(req)
-            if state is None:
-                return self._add_dense(req, has_chunked_req, truncation_align_size)
+            if must_wait(req):
+                return AddReqResult.CONTINUE  # it stays in the queue, and those behind it are considered
+            before = len(self.can_run_list)
+            if (state := pruned_state(req)) is None:
+                result = self._add_dense(req, has_chunked_req, truncation_align_size)
+            else:
+                result = self._add_pruned(req, state, has_chunked_req, truncation_align_size)
+            if len(self.can_run_list) > before:
+                note_admitted(req, self.tree_cache)
+            return result
+
+        def _add_pruned(
+            self, req: Any, state: RequestState, has_chunked_req: bool, truncation_align_size: int | None
+        ) -> AddReqResult:
             self._current = req
             generated, before = len(req.output_ids), len(self.can_run_list)
             limit, remaining = self.rem_chunk_tokens, prefill_len(req) - req.prefix_len

@@ -61,8 +61,10 @@ def bind_rows(result: Any, self: Any, reqs: list) -> Any:
     if result is not None:
         for req in reqs:
             state = getattr(req, "claa", None)
-            if state is not None and state.pruned:
-                state.is_open = False
+            if state is None:
+                continue
+            state.is_open = False
+            if state.pruned:
                 late_slots_of(self).bind(req.kv.req_pool_idx, state, generated=len(req.output_ids))
     return result
 

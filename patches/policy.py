@@ -1,29 +1,37 @@
 """`--claa-policy auto`: when a request is scheduled, both namespaces are matched and the cheaper way is taken.
 
 The decision is open from the request's arrival until it gets its row in the request table, and made anew each time the
-scheduler considers it, as the cache changes meanwhile; a request that was once sent the dense way stays dense.
+scheduler considers it, as the cache changes meanwhile; a request that was once sent the dense way stays dense. Prefills
+under way count as cached, and who is better off behind one of them waits in the queue. Stock has no such wait: its
+cache-aware policies put requests with the beginning of another at the end of the queue, and admit them all the same.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.batch_plan import BatchPlan
+from claa_sglang.in_flight import InFlight, Prefill
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.requests import client_key, dense_key, make_dense, pruned_state
 from claa_sglang.policy.cost import CostModel, Work, span_work
 from claa_sglang.policy.machine import measure
-from claa_sglang.policy.policy import Hits, Policy
+from claa_sglang.policy.policy import Choice, Flight, Hits, Policy, Prompt
 from claa_sglang.policy.step_timer import StepTimer
 
 NO_CHUNK = 1 << 30
+SAMPLED = 1000  # requests with several samples whose way is remembered, the latest
 
 
 class LivePolicy:
@@ -52,6 +60,8 @@ class LivePolicy:
             config, cost, chunk if chunk and chunk > 0 else NO_CHUNK, graph_tokens=lambda: _graph_tokens(runner)
         )
         self.timer = StepTimer(cost, torch.device(runner.device))
+        self.in_flight = InFlight()
+        self.sampled: OrderedDict[bytes, Choice] = OrderedDict()
 
 
 def _graph_tokens(runner: Any) -> int:
@@ -65,36 +75,144 @@ def live_policy(pool: Any) -> LivePolicy | None:
 
 
 def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) -> None:
-    """BEFORE `Req.init_next_round_input`, which matches the request's prefix: decide in which namespace."""
-    state = pruned_state(req)
+    """BEFORE `Req.init_next_round_input`, which matches the request's prefix: decide in which namespace, and when."""
+    state = getattr(req, "claa", None)
     if state is None or not state.is_open or tree_cache is None:
         return
     live = live_policy(tree_cache.req_to_token_pool)
     if live is None:
         return
     live.timer.collect()
-    prompt, own = req.origin_input_ids, client_key(req.extra_key)
-    hits = Hits(
-        dense=_hit(tree_cache, req, dense_key(own), len(prompt) - 1),
-        pruned=_hit(tree_cache, req, req.extra_key, len(prompt) - tree_cache.claa_window),
-    )
+    if not state.pruned:  # it goes the dense way, but has not been admitted yet
+        hits = Hits(_hit(tree_cache, req, req.extra_key, 1), 0)
+        length, soon = _shared(live, req, req.extra_key, 1)
+        prompt = Prompt(state.prompt_tokens, (), hits, flight=Flight(length, 0, soon), way=Choice(False, state.reason))
+        state.waits = live.policy.choose(prompt).wait
+        return
+    own = client_key(req.extra_key)
+    hits = _hits(tree_cache, req, own)
 
     def uses() -> float:
         """A prompt counts once, however often the scheduler considers it."""
         if state.prefix_uses is None:
-            state.prefix_uses = live.policy.note(prompt, f"{own}|{req.cache_salt}", hits)
+            key = f"{own}|{req.cache_salt}"
+            state.prefix_uses = live.policy.note(req.origin_input_ids, key, hits, live.in_flight.step)
         return state.prefix_uses
 
-    choice = live.policy.choose(len(prompt), state.steps, hits, uses)
-    state.choice = choice.reason
-    if not choice.prune:
+    dense, soon = _shared(live, req, dense_key(own), 1)
+    params = req.sampling_params
+    sampled = _sampled_key(req) if params.n > 1 else None
+    leads = params.max_new_tokens == 0  # SGLang sends the prompt of several samples ahead, to be cached
+    choice = live.policy.choose(
+        Prompt(
+            tokens=state.prompt_tokens,
+            steps=state.steps,
+            hits=hits,
+            uses=uses,
+            flight=Flight(dense, _shared(live, req, req.extra_key, tree_cache.claa_window)[0], soon),
+            samples=params.n,
+            answers=not leads,
+            lasting=_is_cached(req, tree_cache),
+            way=None if sampled is None or leads else live.sampled.get(sampled),
+        )
+    )
+    if sampled is not None and not choice.wait:
+        if sampled not in live.sampled or leads:
+            choice = choice._replace(reason=f"{choice.reason}, for all {params.n} samples")
+        live.sampled[sampled] = choice
+        live.sampled.move_to_end(sampled)
+        if len(live.sampled) > SAMPLED:
+            live.sampled.popitem(last=False)
+    state.choice, state.waits = choice.reason, choice.wait
+    if not choice.prune and not choice.wait:
         make_dense(req, choice.reason)
+        req.claa.is_open = True  # until it is admitted, it may still wait
 
 
-def _hit(tree: Any, req: Any, key: str | None, limit: int) -> int:
-    """Prompt tokens, of the first `limit`, that are in the prefix cache under `key`."""
-    radix_key = RadixKey(req.origin_input_ids, extra_key=key, limit=limit, cache_salt=req.cache_salt)
+def must_wait(req: Any) -> bool:
+    """Whether the request is not to run in the step that is being made."""
+    state = getattr(req, "claa", None)
+    return state is not None and state.is_open and state.waits
+
+
+def start_step(tree_cache: Any) -> None:
+    """A new prefill step is being made."""
+    if live := live_policy(tree_cache.req_to_token_pool):
+        live.in_flight.begin_step()
+
+
+def note_admitted(req: Any, tree_cache: Any) -> None:
+    """A request was admitted: what it computes will be in the prefix cache."""
+    live = live_policy(tree_cache.req_to_token_pool)
+    if live is None or not _is_cached(req, tree_cache):
+        return
+    live.in_flight.add(
+        Prefill(
+            tokens=req.full_untruncated_fill_ids,
+            key=(req.extra_key, req.cache_salt),
+            alive=lambda: req.kv.holds_kv and not req.output_ids and not req.finished(),
+            ends=lambda: req.extend_end >= len(req.full_untruncated_fill_ids),
+        )
+    )
+
+
+def match_where_it_goes(original: Any, self: Any, waiting_queue: list, policy: Any) -> Any:
+    """AROUND `SchedulePolicy._compute_prefix_matches`, which sorts by what is cached of each request.
+
+    One that is not decided on is matched where more of it is cached, so that its place is the one it has in stock.
+    """
+    moved = []
+    for req in waiting_queue:
+        state = pruned_state(req)
+        if state is not None and state.is_open:
+            own = client_key(req.extra_key)
+            hits = _hits(self.tree_cache, req, own)
+            if hits.dense > hits.pruned:
+                moved.append((req, req.extra_key))
+                req.extra_key = dense_key(own)
+    try:
+        return original(self, waiting_queue, policy)
+    finally:
+        for req, key in moved:
+            req.extra_key = key
+
+
+def _is_cached(req: Any, tree: Any) -> bool:
+    """Whether others will find in the prefix cache what is computed for this request."""
+    misses = envs.SGLANG_RADIX_FORCE_MISS.get()
+    return tree.supports_prefix_sharing() and not misses and not req.skip_radix_cache_insert
+
+
+def _hits(tree: Any, req: Any, own: str | None) -> Hits:
+    """What SGLang would take from the cache for a pruned request, dense and pruned."""
+    return Hits(_hit(tree, req, dense_key(own), 1), _hit(tree, req, req.extra_key, tree.claa_window))
+
+
+def _hit(tree: Any, req: Any, key: str | None, tail: int) -> int:
+    """Prompt tokens that SGLang would take from the prefix cache under `key`, computing at least the last `tail`."""
+    if envs.SGLANG_RADIX_FORCE_MISS.get():
+        return 0
+    radix_key = RadixKey(req.origin_input_ids, extra_key=key, limit=_limit(req, tail), cache_salt=req.cache_salt)
     return int(tree.match_prefix(MatchPrefixParams(key=radix_key)).device_prefix_len)
+
+
+def _shared(live: LivePolicy, req: Any, key: str | None, tail: int) -> tuple[int, bool]:
+    """As `_hit`, of what prefills under way will leave in the cache; and whether that is there after this step."""
+    return live.in_flight.shared(req.origin_input_ids, (key, req.cache_salt), _limit(req, tail))
+
+
+def _limit(req: Any, tail: int) -> int:
+    """Most prompt tokens that may come from the cache. SGLang leaves out the last one, and those whose input log
+    probabilities are asked for."""
+    length = len(req.origin_input_ids)
+    return max(0, min(length - tail, req._compute_max_prefix_len(length)))
+
+
+def _sampled_key(req: Any) -> bytes:
+    """The same for all samples of a request."""
+    name = f"{req.extra_key}|{req.cache_salt}|{req.sampling_params.n}|{req.claa.options}"
+    prompt = array("q", req.origin_input_ids).tobytes()
+    return blake2b(prompt, digest_size=16, key=blake2b(name.encode("utf-8", "surrogatepass")).digest()).digest()
 
 
 def time_prefill(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,6 +251,14 @@ def _level_work(layers: int, spans: list[tuple[int, int]]) -> Work:
 
 
 HOOKS = (
+    Hook(
+        "sglang.srt.managers.schedule_policy.SchedulePolicy._compute_prefix_matches",
+        ("self", "waiting_queue", "policy"),
+        "around",
+        match_where_it_goes,
+        "scheduler",
+        "A request that is not decided on is sorted by what is cached of it in either namespace.",
+    ),
     Hook(
         "sglang.srt.managers.schedule_batch.Req.init_next_round_input",
         ("self", "tree_cache", "cow_mamba"),

@@ -29,7 +29,9 @@ class RequestState:
         steps: the prune steps, with the request's own keep rate.
         reason: why the request runs dense; None when it is pruned.
         ranker: what ranks its tokens.
-        is_open: whether the policy may still send the request the dense way: until it has its row.
+        is_open: whether the policy still decides on the request, which way it goes and in which step: until it has its
+            row.
+        waits: whether it is not to run in the step that is being made, as another computes its prefix.
         choice: why the policy prunes it; None where nothing was to be chosen.
         prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
         dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
@@ -52,6 +54,7 @@ class RequestState:
     reason: str | None = None
     ranker: RankerSpec = field(default_factory=RankerSpec)
     is_open: bool = False
+    waits: bool = False
     choice: str | None = None
     prefix_uses: float | None = None
     dense_new_tokens: tuple[int, int] | None = None

@@ -1,0 +1,122 @@
+"""The same arrivals on stock and on the plugin with its default policy: how many prompt tokens each computes.
+
+Counted by SGLang's own scheduler, in the log of its prefill steps, so the request that SGLang sends before the samples
+of a request counts as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.answers import STRICT
+from tests.engine_server import Server, server
+
+pytestmark = pytest.mark.engine
+
+WINDOW = 8
+FEW = {"max_new_tokens": 2, "ignore_eos": True}
+KEEP = {keep: {"custom_params": {"claa": {"keep_rate": keep}}} for keep in (0.2, 0.4)}
+
+
+def ids(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(100, 40_000, length).tolist()
+
+
+def samples(s: Server) -> int:
+    s.generate(input_ids=ids(1500, 1), sampling_params={**FEW, "n": 8, "temperature": 0.8})
+    return 8
+
+
+def samples_of_a_batch(s: Server) -> int:
+    s.generate(input_ids=[ids(300, 2), ids(500, 3)], sampling_params={**FEW, "n": 4, "temperature": 0.8})
+    return 8
+
+
+def one_then_equal_ones(s: Server) -> int:
+    s.generate(input_ids=ids(400, 4), sampling_params=FEW)
+    s.generate(input_ids=[ids(400, 4)] * 7, sampling_params=FEW)
+    return 8
+
+
+def equal_ones(s: Server) -> int:
+    s.generate(input_ids=[ids(400, 5)] * 7, sampling_params=FEW)
+    return 7
+
+
+def one_after_the_other(s: Server) -> int:
+    for _ in range(4):
+        s.generate(input_ids=ids(400, 6), sampling_params=FEW)
+    return 4
+
+
+def chat_samples(s: Server, keep: float = 0.2) -> int:
+    words = " ".join(f"{word}" for word in range(10_000, 10_070))
+    body = {"model": "m", "messages": [{"role": "user", "content": words}], "n": 8, "max_tokens": 2, **KEEP[keep]}
+    answer = s.post("/v1/chat/completions", body)
+    assert answer.status_code == 200, answer.text
+    assert 350 < answer.json()["usage"]["prompt_tokens"] < 600
+    return 8
+
+
+def chat_samples_keep_more(s: Server) -> int:
+    return chat_samples(s, 0.4)
+
+
+def fork(s: Server) -> int:
+    """What SGLang's frontend sends: the prompt so far, to be cached, then all branches."""
+    s.generate(input_ids=ids(600, 7), sampling_params={"max_new_tokens": 0})
+    s.generate(input_ids=[ids(600, 7) + ids(10, branch) for branch in range(8)], sampling_params=FEW)
+    return 9
+
+
+def agents_over_one_document(s: Server) -> int:
+    s.generate(input_ids=ids(1200, 9) + ids(20, 100), sampling_params=FEW)
+    s.generate(input_ids=[ids(1200, 9) + ids(20, agent) for agent in range(7)], sampling_params=FEW)
+    return 8
+
+
+ARRIVALS = (
+    samples,
+    samples_of_a_batch,
+    one_then_equal_ones,
+    equal_ones,
+    one_after_the_other,
+    chat_samples,
+    chat_samples_keep_more,
+    fork,
+    agents_over_one_document,
+)
+
+
+def counted(s: Server, arrive: Callable[[Server], int]) -> tuple[int, int]:
+    """Prompt tokens that the scheduler computed for these arrivals from an empty cache, and how many they were."""
+    s.flush()
+    before = len(s.log())
+    requests = arrive(s)
+    return sum(map(int, re.findall(r"#new-token: (\d+)", s.log()[before:]))), requests
+
+
+@pytest.fixture(scope="module")
+def stock(small_model_path: Path) -> dict[str, int]:
+    with server(small_model_path) as running:
+        return {arrive.__name__: counted(running, arrive)[0] for arrive in ARRIVALS}
+
+
+@pytest.fixture(scope="module")
+def plugin(stock: dict[str, Any], small_model_path: Path) -> Iterator[Server]:
+    with server(small_model_path, "--enable-claa", "--claa-min-prompt-tokens", "64", env=STRICT) as running:
+        yield running
+
+
+@pytest.mark.parametrize("arrive", ARRIVALS, ids=lambda arrive: arrive.__name__)
+def test_no_more_new_tokens_than_stock(arrive: Callable[[Server], int], plugin: Server, stock: dict[str, int]) -> None:
+    """A pruned request computes its window anew, where stock computes one token."""
+    computed, requests = counted(plugin, arrive)
+    print(f"{arrive.__name__}: stock {stock[arrive.__name__]:,}, plugin {computed:,}")
+    assert computed <= stock[arrive.__name__] + WINDOW * requests
