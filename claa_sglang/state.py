@@ -30,7 +30,7 @@ class RequestState:
         reason: why the request runs dense; None when it is pruned.
         ranker: what ranks its tokens.
         is_open: whether the policy may still send the request the dense way: until it has its row.
-        choice: why the policy prunes it; None where nothing was to be chosen.
+        choice: why the policy prunes it, or runs it dense; None where nothing was chosen.
         prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
         dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
         kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.

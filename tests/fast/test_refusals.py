@@ -113,6 +113,7 @@ MODELS: dict[str, tuple[str, Callable[[], hf.PretrainedConfig]]] = {
     "llama-modelopt": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, quantization_config=MODELOPT)),
 }
 TP2 = {"tp_size": 2}
+BAD_DEFAULT: dict[str, Any] = {"custom_params": {"claa": {"keep_rate": 7}}}
 CASES = (
     Case("speculative-decoding", {"speculative_algorithm": "NGRAM"}),
     Case("disaggregation", {"disaggregation_mode": "prefill"}),
@@ -151,6 +152,9 @@ CASES = (
     Case("grpc-server", {"smg_grpc_mode": True}),
     Case("grpc-server", {"grpc_mode": True}),
     Case("grpc-server", environ={"SMG_SGLANG_ZMQ_HANDSHAKE": "tcp://127.0.0.1:1"}),
+    Case("preferred-sampling-params", {"preferred_sampling_params": BAD_DEFAULT}),
+    Case("preferred-sampling-params", {"preferred_sampling_params": json.dumps(BAD_DEFAULT)}),
+    Case("preferred-sampling-params", stated={"preferred_sampling_params": [1]}),
     Case("hierarchical-cache", {"enable_hierarchical_cache": True}),
     Case("hierarchical-cache", {"hicache_storage_backend": "file"}),
     Case("hierarchical-cache", {"enable_lmcache": True}),
@@ -300,6 +304,18 @@ def test_every_rule_says_why_and_what_to_do() -> None:
 def test_all_violated_rules_are_reported_together(model_path: Callable[[str], Path]) -> None:
     found = violations(Case("", {"enable_mixed_chunk": True, "page_size": 16}), model_path("llama"))
     assert found == ["mixed-chunk", "page-size"]
+
+
+def test_a_bad_default_is_refused_with_its_flag_and_range(model_path: Callable[[str], Path]) -> None:
+    record = resolved(model_path("llama"), {"preferred_sampling_params": BAD_DEFAULT})
+    (rule,) = refusals.violated(resolved_view(record), model_config_of(record), WINDOW, {})
+    for words in (
+        "--preferred-sampling-params",
+        "custom_params.claa.keep_rate: got 7",
+        "above 0 and at most 1",
+        "Remedy",
+    ):
+        assert words in str(rule)
 
 
 def test_a_missing_attribute_is_an_error_not_a_rule_that_passes(model_path: Callable[[str], Path]) -> None:
