@@ -63,15 +63,15 @@ async def serve_messages(original: Handler, serving: Any, request: Any, raw_requ
 
 async def serve_ollama(original: Handler, serving: Any, request: Any, raw_request: Any) -> Any:
     """AROUND OllamaServing.handle_chat, handle_generate: its options, or an HTTP 400; and its report."""
-    from fastapi.responses import ORJSONResponse
+    from fastapi.responses import JSONResponse
 
     try:
         asked = await ask.begin(raw_request, body.OPTIONS)
         answer = await original(serving, request, raw_request)
     except RequestError as error:
-        return ORJSONResponse({"error": str(error)}, status_code=400)
+        return JSONResponse({"error": str(error)}, status_code=400)
     if hasattr(answer, "model_dump"):
-        answer = ORJSONResponse(answer.model_dump())
+        answer = JSONResponse(answer.model_dump())
     return _reported(answer, asked, lambda line: json.loads(line)["done"])
 
 

@@ -64,7 +64,9 @@ def report_of(route: routes.Route, answer: requests.Response, stream: bool) -> d
 
 
 def _report(event: dict[str, Any]) -> dict[str, Any] | None:
-    holders = (event.get("meta_info"), event.get("metadata"), (event.get("response") or {}).get("metadata"))
+    response = event.get("response")  # Ollama has a text there
+    inner = response.get("metadata") if isinstance(response, dict) else None
+    holders = (event.get("meta_info"), event.get("metadata"), inner)
     return next((holder["claa"] for holder in holders if isinstance(holder, dict) and "claa" in holder), None)
 
 
