@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from claa_sglang.config import attention_backends, refusals
-from claa_sglang.requests import dense_rules, options
+from claa_sglang.requests import dense_rules, options, report, routes
 
 
 class Works(NamedTuple):
@@ -67,6 +67,38 @@ WORKS: tuple[Works, ...] = (
 )
 
 
+ROUTES = """\
+## Routes
+
+Where a body asks, and where the answer says what came of it.
+
+| route | asks in | report of a whole answer | of a stream |
+|---|---|---|---|
+{rows}
+
+A value out of its range is HTTP 400 on each, streamed or not, and so are options at a place where the route does
+not read them. A `keep` beyond the prompt is known only once the prompt is tokenized: where SGLang has sent the
+status of a stream by then, the stream ends with an error.
+
+{dense} run dense, and options there are HTTP 400. {health} send one token, which is dense.
+{other_models}
+are for models that `--enable-claa` is refused with. No prompt of another route reaches the scheduler.
+
+Outside `/generate` and `/vertex_generate`, SGLang shows how many tokens were cached with `--enable-cache-report`
+only, as that tells a client what others asked. Reports follow it there: without it they have no
+`early_cached_tokens`, and in place of a `reason` with the policy's estimates "{chosen}".
+Whether a request was pruned stays.
+
+### The server's defaults
+
+`--preferred-sampling-params '{{"custom_params": {{"claa": {{"keep_rate": 0.5}}}}}}'` counts on every route, key by
+key: a request that gives other keys keeps the default rate, its own `keep_rate` replaces it, and `null` stands for
+the server's `--claa-keep-rate`. A request's `keep` replaces a default `keep_rate` and `ranker`. Other
+`custom_params` are merged as SGLang merges them. Bad values stop the start, and so does a default `keep`.
+
+"""
+
+
 def markdown() -> str:
     """The document, with a newline at its end."""
     lines = [
@@ -90,6 +122,7 @@ def markdown() -> str:
         "| more tokens than the KV pool has slots for, late ones included, where dense they fit "
         "| needs … early and late KV slots of a pool of … |",
         "",
+        *_routes(),
         "## Refused with HTTP 400",
         "",
         'Anything else in `custom_params["claa"]` than',
@@ -118,6 +151,17 @@ def markdown() -> str:
 def _backend(backend: attention_backends.AttentionBackend) -> str:
     waits = "one, and one more for each prune" if backend.plan_waits else "none"
     return f"| `{backend.name}` | {backend.device} | {'yes' if backend.decode_graphs else 'no'} | {waits} |"
+
+
+def _routes() -> list[str]:
+    rows = [f"| `{row.path}` | `{row.place}` | {row.report} | {row.streamed} |" for row in routes.PRUNES]
+    names = {"dense": routes.DENSE, "health": routes.HEALTH, "other_models": routes.OTHER_MODELS}
+    listed = {name: _paths(paths) for name, paths in names.items()}
+    return ROUTES.format(rows="\n".join(rows), chosen=report.CHOSEN, **listed).splitlines()
+
+
+def _paths(paths: tuple[str, ...]) -> str:
+    return ", ".join(f"`{path}`" for path in paths[:-1]) + f" and `{paths[-1]}`"
 
 
 def _cell(text: str) -> str:

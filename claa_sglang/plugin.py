@@ -71,7 +71,7 @@ def activate(server_args: Any) -> None:
 def _activate(server_args: Any) -> None:
     from claa_sglang.arguments import config_of, flags_of, is_server_process
     from claa_sglang.config.config import ConfigError
-    from claa_sglang.layer_warning import layer_warning
+    from claa_sglang.config.layer_warning import layer_warning
     from claa_sglang.patches import hooks
     from claa_sglang.patches.arguments import ENGINE
 
@@ -117,9 +117,11 @@ def refused(server_args: Any, window: int) -> list[str]:
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
     from claa_sglang.config import refusals
+    from claa_sglang.requests.body import wrong_defaults
 
     arguments, model = resolved_view(server_args), model_config_of(server_args)
-    return [str(rule) for rule in refusals.violated(arguments, model, window)]
+    wrong = wrong_defaults(arguments.preferred_sampling_params)
+    return [str(rule) for rule in refusals.violated(arguments, model, window, wrong_defaults=wrong)]
 
 
 def stop(server_args: Any, text: str) -> NoReturn:

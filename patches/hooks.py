@@ -40,6 +40,7 @@ PATCH_MODULES: tuple[str, ...] = (
     "report",
     "tokenizer",
     "openai",
+    "routes",
     "server_info",
 )
 

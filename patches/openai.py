@@ -12,8 +12,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from claa_sglang.patches.ask import as_shown, current
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.requests.report import KEY, Report
+from claa_sglang.requests.report import KEY, Report, with_metadata
 
 Events = AsyncGenerator[str, None]  # server-sent events, as text
 Outputs = AsyncGenerator[dict, None]  # of the tokenizer manager, one per update of a choice
@@ -27,6 +28,7 @@ def add_metadata(response: Any, _serving: Any, _request: Any, ret: list[dict], _
     reports = [item["meta_info"].get(KEY) for item in ret]
     # An error response, which has no metadata, stays as it is.
     if hasattr(response, "metadata") and any(report is not None for report in reports):
+        reports = [None if report is None else as_shown(report) for report in reports]
         value = reports[0] if len(reports) == 1 else reports
         response.metadata = {**(response.metadata or {}), KEY: value}
     return response
@@ -42,20 +44,26 @@ def stream_with_metadata(
 
 
 def watch(original: Callable[..., Outputs], manager: Any, obj: Any, request: Any = None) -> Outputs:
-    """AROUND TokenizerManager.generate_request: collect the reports of what `stream_with_metadata` marked.
+    """AROUND TokenizerManager.generate_request: options that a route has no field for, and reports it has none for.
 
-    SGLang's OpenAI streams read what they need from these outputs and drop the rest. Others pass at no cost.
+    SGLang's OpenAI streams read what they need from these outputs and drop the rest, and so do its routes for other
+    clients' formats. Others pass at no cost.
     """
+    ask = current()
+    if ask is not None:
+        ask.put_into(obj)
     outputs = original(manager, obj, request)
-    reports = getattr(obj, WATCHED, None)
-    return outputs if reports is None else _watched(outputs, reports)
+    places = (getattr(obj, WATCHED, None), None if ask is None else ask.reports)
+    wanted = [reports for reports in places if reports is not None]
+    return _watched(outputs, wanted) if wanted else outputs
 
 
-async def _watched(outputs: Outputs, reports: dict[int, Report]) -> Outputs:
+async def _watched(outputs: Outputs, wanted: list[dict[int, Report]]) -> Outputs:
     async with aclosing(outputs):
         async for output in outputs:
             if (report := output["meta_info"].get(KEY)) is not None:
-                reports[output.get("index", 0)] = report
+                for reports in wanted:
+                    reports[output.get("index", 0)] = as_shown(report)
             yield output
 
 
@@ -76,11 +84,7 @@ def with_report(event: str, reports: dict[int, Report]) -> str:
     except (ValueError, TypeError, AttributeError, KeyError):
         return event  # not a chunk
     report = next((reports[index] for index in ended if index in reports), None)
-    if report is None:
-        return event
-    # Spliced in, so that the rest of the chunk stays as SGLang wrote it.
-    metadata = json.dumps({"metadata": {KEY: report}}, separators=(",", ":"))
-    return f"{text[:-1]},{metadata[1:]}\n\n"
+    return event if report is None else with_metadata(event, report)
 
 
 _OPENAI = "sglang.srt.entrypoints.openai"
@@ -116,6 +120,6 @@ HOOKS: tuple[Hook, ...] = (
         kind="around",
         fn=watch,
         process="server",
-        reason="the outputs that an OpenAI stream is made of pass here, and only here",
+        reason="the outputs that streams and other clients' formats are made of pass here, and only here",
     ),
 )

@@ -88,6 +88,8 @@ def make_dense(req: Any, reason: str) -> None:
     state = getattr(req, "claa", None)
     if state is not None and state.pruned:
         req.claa = RequestState.dense_request(state.options, len(req.origin_input_ids), reason)
+        if reason == state.choice:  # so that its report says who chose
+            req.claa.choice = reason
         if state.dense_new_tokens is not None:
             req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens = state.dense_new_tokens
         req.extra_key = dense_key(client_key(req.extra_key))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.requests.body import PARAMETERS, SAMPLING, check_body, with_defaults
 from claa_sglang.requests.options import RequestError, RequestOptions, check_keep, parse_options
 from claa_sglang.requests.report import KEY
 
@@ -17,13 +18,17 @@ from claa_sglang.requests.report import KEY
 def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
     """BEFORE TokenizerManager._validate_one_request: raises a ValueError, such as RequestError, which becomes a 400.
 
-    obj: one request (SGLang splits batches first). Its sampling parameters are merged with the server's
-    preferred ones, as SGLang merges them later.
+    obj: one request (SGLang splits batches first). It gets the server's default options where it has no own: SGLang
+    takes its preferred parameters for those that a request leaves out, and some routes always send `custom_params`.
     """
     params, options = obj.sampling_params, RequestOptions()
     if isinstance(params, Mapping):
-        merged = {**(manager.preferred_sampling_params or {}), **params}
-        options = parse_options(merged.get("custom_params"))
+        preferred = manager.preferred_sampling_params or {}
+        given = params.get("custom_params", preferred.get("custom_params"))
+        custom_params = with_defaults(given, preferred)
+        if custom_params is not given:
+            obj.sampling_params = {**params, "custom_params": custom_params}
+        options = parse_options(custom_params)
     check_prompt(manager, obj, input_ids)
     if input_ids is not None:
         check_keep(options, len(input_ids))
@@ -54,18 +59,15 @@ def check_prompt(manager: Any, obj: Any, input_ids: Any) -> None:
 def check_generate_body(error: str | None, body: Any) -> str | None:
     """AFTER api_contract.generate_contract_error: what is wrong with a `/generate` body, None if nothing is.
 
-    body: parsed JSON of any shape. A batch has one object of sampling parameters, or a list of one per item.
+    body: parsed JSON of any shape, also of the Vertex route, which has a list of `instances`. A batch has one object of
+    sampling parameters, or a list of one per item.
     """
-    if error is not None or not isinstance(body, Mapping):
-        return error
-    params = body.get("sampling_params")
-    for item in params if isinstance(params, list) else [params]:
-        if isinstance(item, Mapping):
-            try:
-                parse_options(item.get("custom_params"))
-            except RequestError as refusal:
-                return str(refusal)
-    return None
+    if error is None and isinstance(body, Mapping):
+        try:
+            check_body(body, PARAMETERS if "instances" in body else SAMPLING)
+        except RequestError as refusal:
+            return str(refusal)
+    return error
 
 
 def take_report(
@@ -104,7 +106,7 @@ HOOKS: tuple[Hook, ...] = (
         kind="after",
         fn=check_generate_body,
         process="server",
-        reason="a streaming /generate request has its status sent before it is validated, except here",
+        reason="streams of /generate and of the Vertex route send their status before any other check",
     ),
     Hook(
         target="sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",

@@ -27,17 +27,23 @@ class Facts(NamedTuple):
     """What conditions read.
 
     args: SGLang's resolved server arguments. model: its ModelConfig. window: CLAA's observation window in tokens,
-    0 when the configuration itself is refused. environ: environment variables.
+    0 when the configuration itself is refused. environ: environment variables. wrong_defaults: what is wrong with the
+    options of CLAA in --preferred-sampling-params, None for nothing.
     """
 
     args: Any
     model: Any
     window: int
     environ: Mapping[str, str]
+    wrong_defaults: str | None
+
+
+class Detail(str):
+    """What a rule found in the arguments, for the reason."""
 
 
 class Rule(NamedTuple):
-    """One thing that cannot be combined with CLAA. `violated` answers for given facts."""
+    """One thing that cannot be combined with CLAA. `violated` answers for given facts; a Detail says what it found."""
 
     id: str
     violated: Callable[[Facts], Any]
@@ -48,10 +54,21 @@ class Rule(NamedTuple):
         return f"[{self.id}] {self.reason}. Remedy: {self.remedy}."
 
 
-def violated(args: Any, model: Any, window: int = 0, environ: Mapping[str, str] = os.environ) -> list[Rule]:
-    """All rules that hold against this start, in the order of the table; empty means CLAA may run."""
-    facts = Facts(args, model, window, environ)
-    return [rule for rule in RULES if rule.violated(facts)]
+def violated(
+    args: Any,
+    model: Any,
+    window: int = 0,
+    environ: Mapping[str, str] = os.environ,
+    wrong_defaults: str | None = None,
+) -> list[Rule]:
+    """All rules that hold against this start, in the order of the table; empty means CLAA may run. As in `Facts`."""
+    facts = Facts(args, model, window, environ, wrong_defaults)
+    found = [(rule, rule.violated(facts)) for rule in RULES]
+    return [
+        rule._replace(reason=f"{rule.reason}: {answer}") if isinstance(answer, Detail) else rule
+        for rule, answer in found
+        if answer
+    ]
 
 
 def _flag(*names: str) -> Callable[[Facts], bool]:
@@ -87,6 +104,10 @@ def _other_kv_dtype(f: Facts) -> bool:
     asked = any(r.get(key) for r in records for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
     dtype = f.args.kv_cache_dtype
     return asked or (dtype != "auto" and (dtype not in BF16 or str(f.model.dtype) != "torch.bfloat16"))
+
+
+def _wrong_defaults(f: Facts) -> Detail | None:
+    return None if f.wrong_defaults is None else Detail(f"--preferred-sampling-params: {f.wrong_defaults}")
 
 
 def _layer_kinds(f: Facts) -> set[str]:
@@ -171,6 +192,9 @@ RULES: tuple[Rule, ...] = (
          lambda f: f.args.smg_grpc_mode or f.args.grpc_mode or bool(f.environ.get("SMG_SGLANG_ZMQ_HANDSHAKE")),
          "the gRPC servers and smg's headless schedulers bypass the tokenizer manager that checks and reports requests",
          _DROP.format("--smg-grpc-mode, --grpc-mode and smg's launcher (SMG_SGLANG_ZMQ_HANDSHAKE)")),
+    Rule("preferred-sampling-params", _wrong_defaults,
+         "what it has for CLAA counts for every request, health checks too, so bad values would fail them all",
+         'correct custom_params.claa in --preferred-sampling-params, or leave it out'),
     # --- memory
     Rule("hierarchical-cache",
          _flag("enable_hierarchical_cache", "hicache_storage_backend", "enable_lmcache", "enable_flexkv",

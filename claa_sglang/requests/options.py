@@ -62,21 +62,21 @@ def parse_options(custom_params: object) -> RequestOptions:
     if custom_params is None:
         return RequestOptions()
     if not isinstance(custom_params, Mapping):
-        raise RequestError(f"custom_params: expected an object, got {_show(custom_params)}")
+        raise RequestError(f"custom_params: expected an object, got {show(custom_params)}")
     raw = custom_params.get("claa")
     if raw is None:
         return RequestOptions()
     if not isinstance(raw, Mapping):
-        raise RequestError(f"custom_params.claa: expected an object, got {_show(raw)}. {_allowed()}")
+        raise RequestError(f"custom_params.claa: expected an object, got {show(raw)}. {_allowed()}")
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if not isinstance(key, str) or key not in _KEYS:
-            raise RequestError(f"custom_params.claa: unknown key {_show(key)}. {_allowed()}")
+            raise RequestError(f"custom_params.claa: unknown key {show(key)}. {_allowed()}")
         kind, text = _KEYS[key]
         try:
             values[key] = msgspec.convert(value, kind)
         except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
-            raise RequestError(f"custom_params.claa.{key}: got {_show(value)}, must be {text}") from error
+            raise RequestError(f"custom_params.claa.{key}: got {show(value)}, must be {text}") from error
     options = RequestOptions(**values)
     _check_together(options)
     return options
@@ -114,7 +114,7 @@ def _allowed() -> str:
     return "Allowed keys: " + "; ".join(f"{key} ({text})" for key, text in allowed_keys().items())
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     """A short, printable rendering that cannot fail: the value is the client's, the text an HTTP body."""
     try:
         text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()

@@ -32,7 +32,7 @@ class RequestState:
         is_open: whether the policy still decides on the request, which way it goes and in which step: until it has its
             row.
         waits: whether it is not to run in the step that is being made, as another computes its prefix.
-        choice: why the policy prunes it; None where nothing was to be chosen.
+        choice: why the policy prunes it, or runs it dense; None where nothing was chosen.
         prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
         dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
         kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.

@@ -12,13 +12,14 @@ import openai
 import pytest
 import requests
 
-from tests import documents, tiny_models
+from claa_sglang.requests import routes
+from tests import documents, route_bodies, tiny_models
 from tests.answers import ONE_THREAD
 from tests.engine_server import Server, server
 
 pytestmark = pytest.mark.engine
 
-MODEL = "smollm2"
+MODEL = route_bodies.MODEL
 MIN_PROMPT = 64
 KEEP_RATE = 0.3
 FLAGS = (
@@ -141,11 +142,6 @@ def test_a_cached_prefix_is_reported_as_sglang_counts_it(served: Server) -> None
         answer = served.generate(text=text("twice"), sampling_params=GREEDY)
         cached = claa_of(answer)["early_cached_tokens"]
         assert cached == answer["meta_info"]["cached_tokens"] and (cached > MIN_PROMPT) == expected_hit
-
-
-def test_a_request_s_own_keep_rate(served: Server) -> None:
-    report = claa_of(served.generate(text=text("rate"), sampling_params=options(keep_rate=0.5)))
-    assert report["keep_rate"] == 0.5 and report["kept_tokens"] == int(0.5 * report["prompt_tokens"])
 
 
 @pytest.mark.parametrize("ranker", ["claa:zscore=off,heads=sum", "fastkv", "gemfilter", "last-query", "uniform"])
@@ -361,11 +357,6 @@ def test_chat_metadata(client: openai.OpenAI) -> None:
     assert metadata["claa"]["prompt_tokens"] == answer.usage.prompt_tokens
 
 
-def test_completion_metadata(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt=text("completion"), max_tokens=4, extra_body=EXTRA)
-    assert has_own_rate(answer.model_dump()["metadata"]["claa"])
-
-
 def test_metadata_of_several_choices_is_a_list(client: openai.OpenAI) -> None:
     prompts = [text("several"), text("choices", 2)]
     answer = client.completions.create(model=MODEL, prompt=prompts, max_tokens=4, n=2, extra_body=EXTRA)
@@ -394,6 +385,53 @@ def check_stream(chunks: list[dict[str, Any]], choices: int) -> None:
     assert all("metadata" not in chunk for chunk in chunks if chunk not in ends)
 
 
+# --- every route ---
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("route", routes.PRUNES, ids=lambda route: route.path)
+def test_what_a_body_asks_counts_on_every_route(served: Server, route: routes.Route, stream: bool) -> None:
+    prompt = text(f"{route.path} {stream}")
+
+    def asked(**claa: Any) -> dict[str, Any]:
+        answer = route_bodies.post(served, route, prompt, claa, stream=stream)
+        return route_bodies.report_of(route, answer, stream)
+
+    half, off, auto = asked(keep_rate=0.5), asked(enabled=False), asked(policy="auto", keep_rate=1.0)
+    assert half["pruned"] and half["kept_tokens"] == int(0.5 * half["prompt_tokens"])
+    assert not off["pruned"] and off["reason"] == "disabled by request"
+    # What others had cached, and estimates made of it, are shown where SGLang shows it.
+    everything = route.path in route_bodies.SHOWS_CACHED
+    assert ["early_cached_tokens" in report for report in (half, off, auto)] == [everything] * 3
+    assert not auto["pruned"] and ("estimated" in auto["reason"]) == everything
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("route", routes.PRUNES, ids=lambda route: route.path)
+def test_what_no_route_can_do_is_a_400(served: Server, route: routes.Route, stream: bool) -> None:
+    bad = route_bodies.post(served, route, "hi", {"keep_rate": 7}, stream=stream)
+    assert bad.status_code == 400 and "claa.keep_rate" in bad.text and "at most 1" in bad.text, bad.text
+    elsewhere = "custom_params" if route.place != "custom_params" else "sampling_params.custom_params"
+    lost = route_bodies.post(served, route, "hi", {"enabled": False}, stream=stream, place=elsewhere)
+    assert lost.status_code == 400 and f"give it in {route.place}" in lost.text, lost.text
+
+
+def test_a_given_position_beyond_the_prompt_is_an_error_on_every_route(served: Server) -> None:
+    for route in routes.PRUNES:
+        for stream in (False, True) if route.path != "/v1/responses" else (False,):
+            answer = route_bodies.post(served, route, "hi", {"keep": [100_000]}, stream=stream)
+            assert "beyond the prompt" in answer.text and (stream or answer.status_code == 400), route
+
+
+def test_routes_that_never_prune_answer_400_to_options_or_to_anything(served: Server) -> None:
+    body = {"model": MODEL, "query": "q", "items": [" a"], "label_token_ids": [1], "documents": ["d"]}
+    for path in ("/v1/score", "/v1/rerank"):
+        answer = served.post(path, {**body, "custom_params": {"claa": {"enabled": True}}})
+        assert answer.status_code == 400 and "this route does not prune" in answer.text, answer.text
+    for path in ("/encode", "/classify", "/v1/embeddings", "/v1/classify"):
+        assert served.post(path, {"model": MODEL, "text": "x", "input": "x"}).status_code == 400
+
+
 # --- /server_info ---
 
 
@@ -409,6 +447,6 @@ def test_server_info(served: Server) -> None:
 
 
 def test_nothing_went_wrong_on_the_way(served: Server) -> None:
-    """Last of the module: no exception was logged by anything above."""
+    """Last of the module: no exception was logged by anything above (SGLang logs those in streams of /v1/responses)."""
     log = served.log()[served.started :]  # type: ignore[attr-defined]
     assert "Traceback" not in log and served.get("/health_generate").status_code == 200

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import tiny_models
+from claa_sglang.requests import routes
+from tests import route_bodies, tiny_models
 from tests.answers import ONE_THREAD, STRICT, Ask, ask, check, check_idle
 from tests.bad_input import Company, raised_by_us, send
 from tests.engine.conftest import CLAA_FLAGS
@@ -27,11 +28,16 @@ from tests.reference_model import ReferenceModel
 
 pytestmark = pytest.mark.engine
 
-MODEL = "tiny"
+MODEL = route_bodies.MODEL
 POOL = 6000  # tokens; fewer than the context has
 CONTEXT = tiny_models.MAX_POSITIONS
 WINDOW = 8
-FLAGS = ("--max-total-tokens", str(POOL), "--chunked-prefill-size", "256", "--served-model-name", MODEL)
+DEFAULT_RATE = 0.5
+FLAGS = (
+    *("--max-total-tokens", str(POOL), "--chunked-prefill-size", "256", "--served-model-name", MODEL),
+    *("--preferred-sampling-params", json.dumps({"custom_params": {"claa": {"keep_rate": DEFAULT_RATE}}})),
+    "--enable-cache-report",
+)
 OPTED_OUT = {"custom_params": {"claa": {"enabled": False}}}
 GREEDY = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
 
@@ -206,12 +212,12 @@ ROUTES: dict[str, tuple[str, str]] = {
         "/generate",
         '{"text": ["a", "b"], "sampling_params": [{"max_new_tokens": 4}, {"max_new_tokens": 4, CUSTOM}], STREAM}',
     ),
-    "completions": ("/v1/completions", '{"model": "tiny", "max_tokens": 4, "prompt": "hi", CUSTOM, STREAM}'),
+    "completions": ("/v1/completions", '{"model": "default", "max_tokens": 4, "prompt": "hi", CUSTOM, STREAM}'),
     "completions, batch": (
         "/v1/completions",
-        '{"model": "tiny", "max_tokens": 4, "prompt": [[1], [2]], CUSTOM, STREAM}',
+        '{"model": "default", "max_tokens": 4, "prompt": [[1], [2]], CUSTOM, STREAM}',
     ),
-    "chat": ("/v1/chat/completions", '{"model": "tiny", "max_tokens": 4, "messages": MESSAGES, CUSTOM, STREAM}'),
+    "chat": ("/v1/chat/completions", '{"model": "default", "max_tokens": 4, "messages": MESSAGES, CUSTOM, STREAM}'),
 }
 MESSAGES = '[{"role": "user", "content": "hi"}]'
 
@@ -260,6 +266,29 @@ def test_custom_params_that_are_no_object(served: Server, route: str, stream: bo
     for custom_params in ('"claa"', "[1]", "3", "true"):
         status, text = send(served, *on_route(route, custom_params, stream))
         assert status == 400 and "custom_params" in text, (custom_params, status, text[:500])
+
+
+# --- the server's own options
+
+
+@both_ways
+@pytest.mark.parametrize("route", routes.PRUNES, ids=lambda route: route.path)
+def test_the_server_s_default_counts_key_by_key_on_every_route(
+    served: Server, route: routes.Route, stream: bool
+) -> None:
+    """And what was cached is reported on every route, as this server shows it."""
+    for claa, rate in (
+        (None, DEFAULT_RATE),
+        ({"return_kept": True}, DEFAULT_RATE),
+        ({"keep_rate": 0.75}, 0.75),
+        ({"keep_rate": None}, 0.2),
+        ({"keep": [3]}, None),
+        ({"enabled": False}, "dense"),
+    ):
+        answer = route_bodies.post(served, route, "harbour " * 12, claa, stream=stream)
+        report = route_bodies.report_of(route, answer, stream)
+        assert report.get("keep_rate", "dense") == rate and "early_cached_tokens" in report, (claa, report)
+        assert ("kept" in report) == bool(claa and claa.get("return_kept")), (claa, report)
 
 
 # --- bodies

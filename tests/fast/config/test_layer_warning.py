@@ -11,7 +11,7 @@ import pytest
 
 from claa_sglang import cli
 from claa_sglang.config.flags import ClaaFlags, resolve
-from claa_sglang.layer_warning import layer_warning
+from claa_sglang.config.layer_warning import layer_warning
 
 LAYERS = 30
 RANK, DROP = "layers {} rank the prompt tokens", "tokens are dropped after layer {}"

@@ -19,6 +19,7 @@ from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
 from claa_sglang.arguments import ClaaServerArgs
 from claa_sglang.config import refusals
+from claa_sglang.requests.body import wrong_defaults
 
 WINDOW = 8
 CPU = {"device": "cpu", "attention_backend": "torch_native"}
@@ -113,6 +114,7 @@ MODELS: dict[str, tuple[str, Callable[[], hf.PretrainedConfig]]] = {
     "llama-modelopt": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, quantization_config=MODELOPT)),
 }
 TP2 = {"tp_size": 2}
+BAD_DEFAULT: dict[str, Any] = {"custom_params": {"claa": {"keep_rate": 7}}}
 CASES = (
     Case("speculative-decoding", {"speculative_algorithm": "NGRAM"}),
     Case("disaggregation", {"disaggregation_mode": "prefill"}),
@@ -157,6 +159,9 @@ CASES = (
     Case("grpc-server", {"smg_grpc_mode": True}),
     Case("grpc-server", {"grpc_mode": True}),
     Case("grpc-server", environ={"SMG_SGLANG_ZMQ_HANDSHAKE": "tcp://127.0.0.1:1"}),
+    Case("preferred-sampling-params", {"preferred_sampling_params": BAD_DEFAULT}),
+    Case("preferred-sampling-params", {"preferred_sampling_params": json.dumps(BAD_DEFAULT)}),
+    Case("preferred-sampling-params", stated={"preferred_sampling_params": [1]}),
     Case("hierarchical-cache", {"enable_hierarchical_cache": True}),
     Case("hierarchical-cache", {"hicache_storage_backend": "file"}),
     Case("hierarchical-cache", {"enable_lmcache": True}),
@@ -248,7 +253,8 @@ def resolved(path: Path, args: dict[str, Any]) -> Any:
 def violations(case: Case, path: Path) -> list[str]:
     record = resolved(path, case.args)
     view = resolved_view(record) if not case.stated else ResolvedView(record, overlay=case.stated)
-    return [rule.id for rule in refusals.violated(view, model_config_of(record), WINDOW, case.environ)]
+    wrong = wrong_defaults(view.preferred_sampling_params)
+    return [rule.id for rule in refusals.violated(view, model_config_of(record), WINDOW, case.environ, wrong)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -310,11 +316,26 @@ def test_all_violated_rules_are_reported_together(model_path: Callable[[str], Pa
     assert found == ["mixed-chunk", "page-size"]
 
 
+def test_a_bad_default_is_refused_with_its_flag_and_range(model_path: Callable[[str], Path]) -> None:
+    record = resolved(model_path("llama"), {"preferred_sampling_params": BAD_DEFAULT})
+    wrong = wrong_defaults(record.preferred_sampling_params)
+    (rule,) = refusals.violated(resolved_view(record), model_config_of(record), WINDOW, {}, wrong)
+    for words in (
+        "--preferred-sampling-params",
+        "custom_params.claa.keep_rate: got 7",
+        "above 0 and at most 1",
+        "Remedy",
+    ):
+        assert words in str(rule)
+
+
 def test_a_missing_attribute_is_an_error_not_a_rule_that_passes(model_path: Callable[[str], Path]) -> None:
     record = resolved(model_path("llama"), {})
-    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {})
+    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None)
     for rule in refusals.RULES:
         if "model" in rule.id or rule.remedy == refusals._MODEL or "server" in rule.id:
+            continue
+        if rule.id == "preferred-sampling-params":  # the caller has read that attribute
             continue
         with pytest.raises(AttributeError):
             rule.violated(facts)

@@ -193,6 +193,10 @@ def test_options_survive_the_way_they_travel(options: RequestOptions) -> None:
         assert parse_options(encoded) == options
 
 
+def has_options(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("claa") is not None
+
+
 BODY = st.fixed_dictionaries(
     {},
     optional={
@@ -215,7 +219,11 @@ def test_a_generate_body_is_refused_for_its_first_bad_parameters_and_nothing_els
     may_say = [refusals(item.get("custom_params")) for item in items if isinstance(item, dict)]
     first = next((says for says in may_say if says), None)
     error = check_generate_body(None, body)
-    if first is None:
+    elsewhere = isinstance(body, dict) and next((p for p in (body, body.get("custom_params")) if has_options(p)), None)
+    if first is None and elsewhere:
+        assert error is not None and "give it in sampling_params.custom_params" in error
+        assert_presentable(error)
+    elif first is None:
         assert error is None
     else:
         assert error is not None and error.startswith(tuple(first))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from claa_sglang.config.config import ClaaConfig
-from claa_sglang.patches import openai, report, tokenizer
+from claa_sglang.patches import ask, openai, report, tokenizer
 from claa_sglang.requests.options import RequestError, RequestOptions
-from claa_sglang.requests.report import KEY, build_report, safe_report
+from claa_sglang.requests.report import CHOSEN, KEY, build_report, safe_report
 from claa_sglang.requests.state import RequestState
 from tests.fast.states import SECOND, STEP, pruned
 
@@ -168,16 +169,33 @@ def test_other_bodies_are_left_to_sglang(body: Any) -> None:
     assert tokenizer.check_generate_body("already wrong", body) == "already wrong"
 
 
-def test_preferred_sampling_params_count_unless_the_request_has_its_own() -> None:
+@pytest.mark.parametrize("given", [{}, {"custom_params": None}, {"custom_params": {KEY: {"return_kept": True}}}])
+def test_preferred_options_reach_the_request_key_by_key(given: dict[str, Any]) -> None:
     from sglang.srt.managers.io_struct import GenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
     manager = TokenizerManager.__new__(TokenizerManager)
-    manager.preferred_sampling_params = {"custom_params": {KEY: {"keep_rate": 7}}}
+    manager.preferred_sampling_params = {"custom_params": {KEY: {"keep_rate": 0.5}}}
+    obj = GenerateReqInput(sampling_params=given)
+    tokenizer.check_request(manager, obj, None)
+    # As SGLang merges them next.
+    merged = {**manager.preferred_sampling_params, **obj.sampling_params}  # type: ignore[dict-item]
+    own = (given.get("custom_params") or {}).get(KEY) or {}
+    assert merged["custom_params"][KEY] == {"keep_rate": 0.5, **own}
     with pytest.raises(RequestError, match="keep_rate"):
-        tokenizer.check_request(manager, GenerateReqInput(sampling_params={}), None)
-    own = {"custom_params": {KEY: {"keep_rate": 0.7}, "another_processor": {"x": 1}}}
-    tokenizer.check_request(manager, GenerateReqInput(sampling_params=own), None)
+        wrong = GenerateReqInput(sampling_params={"custom_params": {KEY: {"keep_rate": 7}}})
+        tokenizer.check_request(manager, wrong, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_vertex_route_is_checked_where_generate_is(stream: bool) -> None:
+    params = {"custom_params": {KEY: {"keep_rate": 7}}}
+    body = {"instances": [{"text": "x"}], "parameters": {"sampling_params": params, "stream": stream}}
+    assert "at most 1" in (tokenizer.check_generate_body(None, body) or "")
+    misplaced = {"instances": [{"text": "x"}], **params}
+    assert "give it in parameters" in (
+        tokenizer.check_generate_body(None, misplaced | {"custom_params": {KEY: {}}}) or ""
+    )
 
 
 # --- OpenAI ---
@@ -213,6 +231,7 @@ def test_other_chunks_stay_as_they_are(event: str) -> None:
     assert openai.with_report(event, {0: {"pruned": True}}) == event
 
 
+@pytest.mark.usefixtures("cache_report")
 def test_a_stream_collects_reports_from_the_outputs_it_is_made_of_and_closes_them() -> None:
     from sglang.srt.managers.io_struct import GenerateReqInput
 
@@ -252,8 +271,34 @@ def test_outputs_of_other_routes_pass_untouched() -> None:
     assert openai.watch(lambda *_: marker, None, GenerateReqInput(input_ids=[1])) is marker
 
 
+@pytest.fixture(params=[False, True], ids=["", "cache report"])
+def cache_report(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """SGLang's own switch, off and on."""
+    from sglang.srt.runtime_context import get_context
+
+    with get_context().override_server_args(enable_cache_report=request.param):
+        yield request.param
+
+
+def test_what_depends_on_the_cache_is_shown_with_sglang_s_switch_alone(cache_report: bool) -> None:
+    dense, chosen = pruned(), pruned()
+    chosen.choice = dense.choice = "pruned 1 ms, dense 2 ms (estimated)"
+    dense.reason = dense.choice
+    for state in (dense, chosen):
+        report = build_report(state, 16)
+        seen = ask.as_shown(report)
+        if cache_report:
+            assert seen == report and seen["early_cached_tokens"] == 16 and "estimated" in seen["reason"]
+        else:
+            expected = {**report, "reason": CHOSEN}
+            del expected["early_cached_tokens"]
+            assert seen == expected and seen["policy"] == "auto"
+    short = build_report(RequestState.dense_request(RequestOptions(), 7, "short"), 3)
+    assert ask.as_shown(short)["reason"] == "short" and build_report(pruned(), 3).get("policy") is None
+
+
 @pytest.mark.parametrize("reports", [[{"pruned": True}], [{"pruned": True}, {"pruned": False}]])
-def test_metadata_of_a_whole_response(reports: list[dict]) -> None:
+def test_metadata_of_a_whole_response(reports: list[dict], cache_report: bool) -> None:
     from sglang.srt.entrypoints.openai.protocol import CompletionResponse, UsageInfo
 
     response = CompletionResponse(id="x", model="m", choices=[], usage=UsageInfo(), metadata={"weight_version": "w"})
