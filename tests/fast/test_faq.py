@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from claa_sglang import dense_rules, policy, refusals
-from claa_sglang.config import ClaaConfig, PruneStep
-from claa_sglang.cost import Constants, CostModel
+from claa_sglang.config import refusals
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.policy import policy
+from claa_sglang.policy.cost import Constants, CostModel
+from claa_sglang.requests import dense_rules
 
 FAQ = Path(__file__).resolve().parents[2] / "docs" / "faq.md"
 HEADINGS = [line.lstrip("# ").strip() for line in FAQ.read_text().splitlines() if line.startswith("### ")]
