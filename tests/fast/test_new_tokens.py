@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from sglang.srt.managers.schedule_batch import Req
 
-from claa_sglang.cost import Constants, CostModel
 from claa_sglang.patches.policy import start_step
 from claa_sglang.patches.requests import make_dense
-from claa_sglang.policy import Policy
+from claa_sglang.policy.cost import Constants, CostModel
+from claa_sglang.policy.policy import Policy
 from tests.fast.test_choose_way import CONFIG, World
 
 # About SmolLM2-135M in float32 on two cores.
