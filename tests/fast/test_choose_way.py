@@ -41,7 +41,7 @@ class World:
 
     def __init__(self, disable: bool = False) -> None:
         self.pool = ReqToTokenPool(size=8, max_context_len=4096, device="cpu", enable_memory_saver=False)
-        allocator = TokenToKVPoolAllocator(20_000, torch.int64, "cpu", None, False)
+        allocator = TokenToKVPoolAllocator(60_000, torch.int64, "cpu", None, False)
         params = CacheInitParams(disable, self.pool, allocator, page_size=1, tree_components=(ComponentType.FULL,))
         self.tree, self.allocator = UnifiedRadixCache(params), allocator
         self.tree.claa_window = CONFIG.window
