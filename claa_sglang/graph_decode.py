@@ -96,6 +96,10 @@ class DecodeGraphPass:
         """(slots, hidden, residual) of every row."""
         return self._boundary_slots, hidden, residual
 
+    def last_tokens(self) -> list[tuple[Tensor, Tensor]]:
+        """None: decoding has no late prefill that goes on."""
+        return []
+
     def cross(
         self, level: int, hidden: Tensor, residual: Tensor, positions: Tensor, boundary: Any
     ) -> tuple[Tensor, Tensor, Tensor, Any]:

@@ -22,6 +22,9 @@ CURRENT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Layers take and return (hidden_states, residual): SGLang 0.5.23 models/granite.py, models/gemma.py.
 RESIDUAL_FAMILIES = ("granite", "gemma")
 FAMILIES = (*CURRENT_FAMILIES, *RESIDUAL_FAMILIES)
+# Not among those whose answers are compared: experts, for what records them.
+EXPERTS = "qwen3_moe"
+EXPERTS_PER_TOKEN = 2
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SHAPE: dict[str, Any] = {
@@ -44,7 +47,7 @@ _SHAPE: dict[str, Any] = {
 def build(family: str, home: Path, seed: int = 0) -> Path:
     """The directory of the model of `family` under `home`, made unless it is there.
 
-    Raises KeyError for a family that is not in FAMILIES. The same seed gives the same weights.
+    Raises KeyError for a family that is not here. The same seed gives the same weights.
     """
     make = _CONFIGS[family]
     directory = home / f"tiny-{family}-{seed}"
@@ -52,7 +55,7 @@ def build(family: str, home: Path, seed: int = 0) -> Path:
         return directory
 
     # Families of one architecture must not share their weights.
-    return _save(make(), directory, seed=1000 * seed + FAMILIES.index(family))
+    return _save(make(), directory, seed=1000 * seed + list(_CONFIGS).index(family))
 
 
 def build_with_tokenizer(home: Path, tokenizer_from: Path) -> Path:
@@ -137,6 +140,13 @@ def _gemma() -> Any:
     return GemmaConfig(**{**_SHAPE, "tie_word_embeddings": True}, hidden_activation="gelu_pytorch_tanh")
 
 
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    experts = {"num_experts": 4, "num_experts_per_tok": EXPERTS_PER_TOKEN, "moe_intermediate_size": 64}
+    return Qwen3MoeConfig(**_SHAPE, **experts, use_sliding_window=False)
+
+
 _CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -144,4 +154,5 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     "qwen3": _qwen3,
     "granite": _granite,
     "gemma": _gemma,
+    EXPERTS: _qwen3_moe,
 }
