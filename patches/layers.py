@@ -100,6 +100,8 @@ class LateStack:
                 raise
             # The pruned requests of this batch end with it; its dense ones run on by themselves.
             forward.fail(error)
+            if forward.late is not None:
+                self._backend.active = forward.late  # attention must not score for those who are gone
             for before in range(self._first, index):
                 self._run(before, forward, self._layers[before].forward)  # hooks have seen these rows
             self._run(index, forward, stock)

@@ -67,7 +67,9 @@ class ModuleWorld(World):
         if self.backend.active is None:
             return hidden + 1, residual
         level = sum(index > step.prune_layer for step in self.config.steps)
-        return self._layers(self.last, level, range(index, index + 1), batch, hidden, residual, positions), residual
+        return self._layers(
+            self.backend.active, level, range(index, index + 1), batch, hidden, residual, positions
+        ), residual
 
     def loop(self, batch: Any, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """A model's forward over its layers."""
