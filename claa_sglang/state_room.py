@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from claa_sglang.config import ClaaConfig, ConfigError
+from claa_sglang.config.config import ClaaConfig, ConfigError
 
 
 def state_width(hidden_size: int, element_bytes: int) -> int:

@@ -11,7 +11,7 @@ from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_contex
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from claa_sglang.arguments import config_of
-from claa_sglang.late_slots import LateSlots
+from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches.hooks import Hook
 
 GIB = 1 << 30

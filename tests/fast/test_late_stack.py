@@ -12,9 +12,9 @@ import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, set_forward_context
 from torch import Tensor, nn
 
-from claa_sglang.batch_plan import BatchPlan
-from claa_sglang.config import PruneStep
-from claa_sglang.late_pass import LatePass
+from claa_sglang.config.config import PruneStep
+from claa_sglang.forward.batch_plan import BatchPlan
+from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.patches.conventions import ArgumentConvention, UnsupportedModel
 from claa_sglang.patches.layers import LateStack
 from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, Request, World, check

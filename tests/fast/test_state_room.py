@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from claa_sglang.boundary import BoundaryStore, BoundaryTooWide
-from claa_sglang.config import ConfigError
-from claa_sglang.flags import ClaaFlags, resolve
+from claa_sglang.config.config import ConfigError
+from claa_sglang.config.flags import ClaaFlags, resolve
+from claa_sglang.memory.boundary import BoundaryStore, BoundaryTooWide
 from claa_sglang.offline.calibrate.candidate_layers import candidate_layers, room_in_16_bits
 from claa_sglang.offline.calibrate.target import CalibrationError
 from claa_sglang.state_room import Room

@@ -10,7 +10,7 @@ import torch
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.patches import memory
 
 REQUESTS, COLUMNS = 7, 1000
