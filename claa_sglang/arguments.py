@@ -23,6 +23,7 @@ from sglang.srt.arg_groups.overrides import model_config_of
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.config.flags import HELP, ClaaFlags, resolve, written
 from claa_sglang.config.profile_model import describe
+from claa_sglang.state_room import Room
 
 ENABLE_HELP = (
     "Serve long prompts through CLAA: layers after the prune layer see only the prompt tokens that matter. Every "
@@ -143,9 +144,22 @@ def config_of(server_args: Any) -> ClaaConfig:
     if config is None:
         model = model_config_of(server_args)
         served = describe(model.hf_config.to_dict(), model.num_hidden_layers)
-        config = resolve(flags_of(server_args), model.num_hidden_layers, served)
+        config = resolve(flags_of(server_args), model.num_hidden_layers, served, _room(server_args, model))
         server_args._claa_config = config
     return config
+
+
+def _room(server_args: Any, model: Any) -> Room | None:
+    """What a slot's KV rows hold on one rank; None for attention that is refused anyway, as it has no such rows."""
+    if model.attention_arch.name != "MHA":
+        return None
+    heads = model.get_num_kv_heads(server_args.tp_size)
+    return Room(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        layer_width=heads * (model.head_dim + model.v_head_dim),
+        element_bytes=model.dtype.itemsize,
+    )
 
 
 def is_server_process(server_args: Any) -> bool:

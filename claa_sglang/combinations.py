@@ -52,6 +52,11 @@ WORKS: tuple[Works, ...] = (
         f"{_COMBINED}::test_extra_key_and_cache_salt",
         "as in stock, within the namespace of pruned requests",
     ),
+    Works(
+        "`--forward-hooks`, `--debug-tensor-dump-*`, `--expert-distribution-recorder-mode stat`",
+        "test_recorders.py::test_each_layer_is_seen_with_its_own_rows",
+        "each layer is seen once a forward, with the rows it has: after a prune, those that were kept",
+    ),
     Works("chat and completions routes", f"{_COMBINED}::test_completions_with_penalties_and_logprobs"),
     Works("pausing, and updating weights", "test_weight_updates.py::test_requests_go_on_after_a_pause"),
     Works(

@@ -1,136 +1,40 @@
-"""Wrap the late layers of the loaded model: all of them run inside the wrapper of the first one.
+"""Meet the calls of the late layers of the loaded model, and run each on the rows of the late pass.
 
-Layers are wrapped generically, by instance attribute, and no model's forward is copied. Two conventions of SGLang
-0.5.23 are understood; a model of any other kind is refused by name.
+Layers are met generically, before their own `__call__`, and no model's forward is copied. How they hand on the residual
+stream is in `conventions.py`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
-from sglang.srt.layers.layer_boundary.residual.add_norm import PLAIN_ADD
-from sglang.srt.layers.layer_boundary.residual.stream import ResidualStream
 from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 from torch.profiler import record_function
 
 from claa_sglang import startup_time
-from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.patches.attention import ClaaAttnBackend
+from claa_sglang.patches.conventions import REMEDY, Convention, UnsupportedModel, convention_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import LivePolicy
 
 
-class UnsupportedModel(RuntimeError):
-    """The model's layers follow no convention CLAA understands."""
-
-
-class Convention(Protocol):
-    """How a family hands the residual stream from layer to layer."""
-
-    def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        """(hidden, residual) of a layer call: what is to be added to the stream, and the stream."""
-
-    def run(
-        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Call one layer on a view."""
-
-    def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
-        """What the last layer's call returns to the model's loop."""
-
-    def passed(self, args: tuple, kwargs: dict) -> Any:
-        """What a layer that did nothing returns: its own input."""
-
-
-class StreamConvention:
-    """`hidden = layer(positions, hidden, batch, …)`; the residual lives in `batch.residual_stream`."""
-
-    def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        hidden, batch = args[1], args[2]
-        hidden, residual = residual_batch.stream_of(batch).export(hidden)
-        return hidden, torch.zeros_like(hidden) if residual is None else residual
-
-    def run(
-        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
-    ) -> tuple[Tensor, Tensor]:
-        handle, view.residual_stream = ResidualStream.from_handoff(hidden, residual, PLAIN_ADD)
-        handle = layer(positions, handle, view)
-        hidden, stream_residual = residual_batch.stream_of(view).export(handle)
-        residual_batch.clear(view)
-        return hidden, torch.zeros_like(hidden) if stream_residual is None else stream_residual
-
-    def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
-        residual_batch.clear(batch)
-        handle, batch.residual_stream = ResidualStream.from_handoff(hidden, residual, PLAIN_ADD)
-        return handle
-
-    def passed(self, args: tuple, kwargs: dict) -> Any:
-        return args[1]
-
-
-class ArgumentConvention:
-    """`hidden, residual = layer(positions, hidden, batch, residual)`, the older convention."""
-
-    def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        hidden, residual = self.passed(args, kwargs)
-        return hidden, torch.zeros_like(hidden) if residual is None else residual
-
-    def run(
-        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
-    ) -> tuple[Tensor, Tensor]:
-        return layer(positions, hidden, view, residual)
-
-    def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
-        return hidden, residual
-
-    def passed(self, args: tuple, kwargs: dict) -> Any:
-        return args[1], args[3] if len(args) > 3 else kwargs["residual"]
-
-
-def convention_of(model: Any) -> tuple[Any, Convention]:
-    """(decoder layers, convention) of a loaded model.
-
-    Raises:
-        UnsupportedModel: naming the class and what was found.
-    """
-    name = type(model).__name__
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if layers is None:
-        raise UnsupportedModel(f"{name}: its decoder layers are not at model.layers; {_REMEDY}")
-    found: set[type[Convention]] = set()
-    for layer in layers:
-        params = tuple(inspect.signature(type(layer).forward).parameters)[1:]
-        if params[:4] == ("positions", "hidden_states", "forward_batch", "residual"):
-            found.add(ArgumentConvention)
-        elif params[:3] == ("positions", "hidden_states", "forward_batch") and hasattr(layer, "attn_boundary"):
-            found.add(StreamConvention)
-        else:
-            raise UnsupportedModel(
-                f"{name}: layer {type(layer).__name__}.forward({', '.join(params)}) hands on its residual in a way "
-                f"CLAA does not know; {_REMEDY}"
-            )
-    if len(found) != 1:
-        raise UnsupportedModel(f"{name}: its layers follow {len(found)} conventions; {_REMEDY}")
-    return layers, found.pop()()
-
-
-_REMEDY = "start the server without --enable-claa, or use a family named in docs/models.md"
-
-
 class LateStack:
-    """The late layers of one model, run on the rows of the active late pass.
+    """The late layers of one model, each run in its own turn of the model's loop, on the rows of the active late pass.
+
+    The loop calls each decoder layer with the early layers' batch. A late layer's call is met before its module's own
+    `__call__`: it takes the rows that the layer before it left here, runs the module on them, and hands the loop back
+    what it came with. So whatever hangs on a layer (forward hooks, dumps) or asks which layer runs (recorders of the
+    loop) sees that layer on its own rows, once.
 
     Args:
         backend: the composite backend, which holds the active pass.
-        layers: the `forward` of every layer, unwrapped.
+        layers: every decoder layer.
         convention: how they hand on the residual stream.
         boundaries: per prune, the store of the states after it.
         buffers: K and V buffers of all layers.
@@ -139,7 +43,7 @@ class LateStack:
     def __init__(
         self,
         backend: ClaaAttnBackend,
-        layers: list[Callable],
+        layers: Sequence[torch.nn.Module],
         convention: Convention,
         boundaries: list[BoundaryStore],
         buffers: list[Tensor],
@@ -150,56 +54,129 @@ class LateStack:
         self._boundaries = boundaries
         self._buffers = buffers
         self.prunes = [step.prune_layer for step in backend.config.steps]
+        self._first, self._last = self.prunes[0] + 1, len(layers) - 1
+        self._forward: LateForward | None = None
 
-    def first(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward of the first late layer: runs all late layers when the batch has pruned requests."""
-        late = self._backend.active
-        if late is None:
-            return self._layers[self.prunes[0] + 1](*args, **kwargs)
-        positions, batch = args[0], args[2]
-        hidden, residual = self._convention.export(args, kwargs)
-        if not isinstance(late, LatePass):  # capture: an error is SGLang's to report
-            self._boundaries[0].store(*late.boundary_rows(hidden, residual))
-            return self._convention.result(*self._run(late, hidden, residual, positions), batch)
+    def wrap(self) -> None:
+        """Meet the calls of every late layer from now on. Raises UnsupportedModel for a layer whose calls cannot be."""
+        for index in range(self._first, len(self._layers)):
+            layer: Any = self._layers[index]
+            if not _can_be_met(layer):
+                raise UnsupportedModel(
+                    f"calls of layer {index}, {type(layer).__name__}, do not go through torch.nn.Module alone: torch "
+                    f"{torch.__version__} is not known, or something else (a compiler?) has taken them; {REMEDY}"
+                )
+            layer._compiled_call_impl = self._turn(index, layer._call_impl)
+
+    def _turn(self, index: int, stock: Callable) -> Callable:
+        """What a call of layer `index` does. stock: the call as it was, with the module's hooks."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            late = self._backend.active
+            if late is None:
+                return stock(*args, **kwargs)
+            if index == self._first:
+                hidden, residual = self._convention.export(args, kwargs)
+                self._forward = LateForward(late, hidden, residual, args[0])
+            forward = self._forward
+            assert forward is not None
+            if not isinstance(late, LatePass):
+                self._run(index, forward, stock)  # capture: an error is SGLang's to report
+            else:
+                self._run_or_fail(index, forward, stock)
+            if index < self._last:
+                return self._convention.passed(args, kwargs)
+            self._forward = None
+            return self._convention.result(forward.hidden, forward.residual, args[2])
+
+        return call
+
+    def _run_or_fail(self, index: int, forward: LateForward, stock: Callable) -> None:
         try:
+            self._run(index, forward, stock)
+        except Exception as error:
+            if forward.failed:
+                raise
+            # The pruned requests of this batch end with it; its dense ones run on by themselves.
+            forward.fail(error)
+            if forward.late is not None:
+                self._backend.active = forward.late  # attention must not score for those who are gone
+            for before in range(self._first, index):
+                self._run(before, forward, self._layers[before].forward)  # hooks have seen these rows
+            self._run(index, forward, stock)
+
+    def _run(self, index: int, forward: LateForward, layer: Callable) -> None:
+        """The turn of layer `index`, and the prune before it or the way out after it. layer: called to compute it."""
+        late = forward.late
+        if late is None:
+            return
+        if index == self._first and not forward.failed:
             with record_function("claa::store"):
-                self._boundaries[0].store(*late.boundary_rows(hidden, residual))
+                self._boundaries[0].store(*late.boundary_rows(forward.hidden, forward.residual))
             for before, now in late.last_tokens():
                 for buffer in self._buffers:
                     buffer.index_copy_(0, now, buffer.index_select(0, before))
-            out = self._run(late, hidden, residual, positions) if late.has_late_rows else (hidden, residual)
-        except Exception as error:
-            # The pruned requests of this batch end with it; its dense ones run on by themselves.
-            for state in late.plan.pruned_states:
-                state.fail("running its late layers", error)
-            rest = late.without_pruned()
-            out = (hidden, residual) if rest is None else self._run(rest, hidden, residual, positions)
-        return self._convention.result(*out, batch)
-
-    def _run(self, late: Any, hidden: Tensor, residual: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        ends = [*self.prunes[1:], len(self._layers) - 1]
-        for level, (prune, end) in enumerate(zip(self.prunes, ends, strict=True)):
+        if not late.has_late_rows:
+            return
+        if index - 1 in self.prunes:
+            level = self.prunes.index(index - 1)
             with record_function("claa::prune"):
-                hidden, residual, positions, view = late.cross(
-                    level, hidden, residual, positions, self._boundaries[level]
-                )
-            if view is None:
-                continue
+                forward.cross(level, self._boundaries[level])
+        view = forward.view
+        if view is not None:
             with forward_context(get_forward_context(), forward_batch=view):
-                for i in range(prune + 1, end + 1):
-                    hidden, residual = self._convention.run(self._layers[i], positions, hidden, residual, view)
-        with record_function("claa::leave"):
-            return late.leave(hidden, residual)
+                forward.hidden, forward.residual = self._convention.run(
+                    layer, forward.positions, forward.hidden, forward.residual, view
+                )
+        if index == self._last:
+            with record_function("claa::leave"):
+                forward.hidden, forward.residual = late.leave(forward.hidden, forward.residual)
 
-    def other(self, index: int) -> Callable:
-        """The forward of a later layer: nothing, when the first late layer's wrapper has run it."""
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._backend.active is None:
-                return self._layers[index](*args, **kwargs)
-            return self._convention.passed(args, kwargs)
+class LateForward:
+    """Where one forward is between two late layers.
 
-        return forward
+    Args:
+        late: the active pass.
+        hidden, residual: `[rows of level 0, H]`, whose sum is the residual stream before the first late layer.
+        positions: int64 `[rows of level 0]`.
+    """
+
+    def __init__(self, late: Any, hidden: Tensor, residual: Tensor, positions: Tensor) -> None:
+        self.late = late  # None once nobody of the batch is left
+        self.hidden, self.residual, self.positions = hidden, residual, positions
+        self.view: Any = None  # of the level that runs; None while it has no rows
+        self.failed = False
+        self._start = hidden, residual, positions
+
+    def cross(self, level: int, boundary: BoundaryStore) -> None:
+        """Prune; see `LatePass.cross`."""
+        self.hidden, self.residual, self.positions, self.view = self.late.cross(
+            level, self.hidden, self.residual, self.positions, boundary
+        )
+
+    def fail(self, error: Exception) -> None:
+        """End the batch's pruned requests, and go back to the first late layer with the dense ones."""
+        self.failed = True
+        for state in self.late.plan.pruned_states:
+            state.fail("running its late layers", error)
+        self.late = self.late.without_pruned()
+        self.hidden, self.residual, self.positions = self._start
+        self.view = None
+
+
+def _can_be_met(layer: Any) -> bool:
+    """Whether `layer(...)` asks `_compiled_call_impl` first, as torch.nn.Module does, and nobody else is there."""
+    if layer._compiled_call_impl is not None:
+        return False
+    met: list[None] = []
+    layer._compiled_call_impl = lambda: met
+    try:
+        return layer() is met
+    except Exception:  # noqa: BLE001
+        return False
+    finally:
+        layer._compiled_call_impl = None
 
 
 def wrap_late_layers(result: Any, self: Any) -> Any:
@@ -229,10 +206,7 @@ def _wrap(self: Any) -> None:
         self.req_to_token_pool.claa_policy = LivePolicy(self, layers[first], heads, config)
     with startup_time.counted("kernels"):
         warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
-    stack = LateStack(backend, [layer.forward for layer in layers], convention, boundaries, buffers)
-    layers[first].forward = stack.first
-    for i in range(first + 1, len(layers)):
-        layers[i].forward = stack.other(i)
+    LateStack(backend, layers, convention, boundaries, buffers).wrap()
 
 
 HOOKS = (

@@ -1,15 +1,21 @@
-"""Request table and slots: widen the table by the late rows, and own the late slots beside it."""
+"""Request table and slots: build the table with the late rows, and own the late slots beside it."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from claa_sglang.arguments import config_of
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches.hooks import Hook
+
+GIB = 1 << 30
+logger = logging.getLogger(__name__)
 
 
 def late_slots_of(pool: Any) -> LateSlots:
@@ -20,17 +26,48 @@ def late_slots_of(pool: Any) -> LateSlots:
     return slots
 
 
-def widen_table(result: Any, self: Any, *, max_num_reqs: int) -> Any:
-    """AFTER `_build_req_to_token_pool`: one tensor, stock's rows first, then one block of late rows per prune step.
+def build_table(original: Callable[..., Any], self: Any, *, max_num_reqs: int) -> Any:
+    """AROUND `_build_req_to_token_pool`: one tensor, stock's rows first, then one block of late rows per prune step.
 
-    Stock's rows stay a view of the same memory, so no copy of a dense row can go stale.
+    Stock builds it at its full size, and then sees its own rows of it alone: they are a view of the same memory, so no
+    copy of a dense row can go stale, and no second table is ever there.
     """
-    stock = result.req_to_token
-    steps = len(config_of(self.server_args).steps)
-    table = torch.zeros((stock.shape[0] * (steps + 1), stock.shape[1]), dtype=stock.dtype, device=stock.device)
-    result.claa_table = table
-    result.req_to_token = table[: stock.shape[0]]
-    return result
+    rows = max_num_reqs + 1  # row 0 is padding
+    pool = original(self, max_num_reqs=rows * (1 + _steps(self)) - 1)
+    pool.claa_table = pool.req_to_token
+    pool.size, pool._alloc_size = max_num_reqs, rows
+    pool.req_to_token = pool.claa_table[:rows]
+    pool.free_slots = list(range(1, rows))
+    pool.req_generation = pool.req_generation[:rows].clone()
+    return pool
+
+
+def late_rows_bytes(configurator: Any, kv_bytes: int) -> int:
+    """What the late rows of the request table take beside a KV pool of `kv_bytes` or less."""
+    tokens = configurator.config_from_budget(kv_bytes).max_total_num_tokens
+    rows = configurator.resolve_max_num_reqs(tokens) + 1
+    columns = configurator.model_config.context_len + get_req_to_token_extra_context_len()
+    return rows * _steps(configurator) * columns * torch.int32.itemsize
+
+
+def leave_room_for_late_rows(result: int, self: Any, pre_model_load_memory: Any) -> int:
+    """AFTER `_profile_available_bytes`: the KV pool gets what the late rows leave of `--mem-fraction-static`.
+
+    Raises ValueError, as SGLang does, if they leave nothing.
+    """
+    late = late_rows_bytes(self, result)
+    if late >= result:
+        raise ValueError(
+            f"claa-sglang: the late rows of the request table need {late / GIB:.2f} GiB of the {result / GIB:.2f} GiB "
+            "that --mem-fraction-static leaves for the KV cache. Lower --max-running-requests or --context-length, "
+            "prune in fewer steps, or raise --mem-fraction-static"
+        )
+    logger.info("CLAA: late rows of the request table take %d bytes that --mem-fraction-static counts", late)
+    return result - late
+
+
+def _steps(configurator: Any) -> int:
+    return len(config_of(configurator.server_args).steps)
 
 
 def attach_slots(result: Any, self: Any, **kwargs: Any) -> Any:
@@ -74,10 +111,18 @@ HOOKS = (
     Hook(
         f"{_CONFIGURATOR}._build_req_to_token_pool",
         ("self", "max_num_reqs"),
-        "after",
-        widen_table,
+        "around",
+        build_table,
         "scheduler",
         "Late rows live in the same tensor as stock's request rows.",
+    ),
+    Hook(
+        f"{_CONFIGURATOR}._profile_available_bytes",
+        ("self", "pre_model_load_memory"),
+        "after",
+        leave_room_for_late_rows,
+        "scheduler",
+        "Late rows take memory that --mem-fraction-static must know of.",
     ),
     Hook(
         f"{_CONFIGURATOR}._init_pools",

@@ -19,12 +19,15 @@ CURRENT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Layers take and return (hidden_states, residual): SGLang 0.5.23 models/granite.py, models/gemma.py.
 RESIDUAL_FAMILIES = ("granite", "gemma")
 FAMILIES = (*CURRENT_FAMILIES, *RESIDUAL_FAMILIES)
+# Not among those whose answers are compared: experts, for what records them.
+EXPERTS = "qwen3_moe"
+EXPERTS_PER_TOKEN = 2
 
 
 def build(family: str, home: Path, seed: int = 0) -> Path:
     """The directory of the model of `family` under `home`, made unless it is there.
 
-    Raises KeyError for a family that is not in FAMILIES. The same seed gives the same weights.
+    Raises KeyError for a family that is not here. The same seed gives the same weights.
     """
     make = _CONFIGS[family]
     directory = home / f"tiny-{family}-{seed}"
@@ -32,7 +35,7 @@ def build(family: str, home: Path, seed: int = 0) -> Path:
         return directory
 
     # Families of one architecture must not share their weights.
-    return save(make(), directory, seed=1000 * seed + FAMILIES.index(family))
+    return save(make(), directory, seed=1000 * seed + list(_CONFIGS).index(family))
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -76,6 +79,13 @@ def _gemma() -> Any:
     return GemmaConfig(**{**SHAPE, "tie_word_embeddings": True}, hidden_activation="gelu_pytorch_tanh")
 
 
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    experts = {"num_experts": 4, "num_experts_per_tok": EXPERTS_PER_TOKEN, "moe_intermediate_size": 64}
+    return Qwen3MoeConfig(**SHAPE, **experts, use_sliding_window=False)
+
+
 _CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": llama,
     "mistral": _mistral,
@@ -83,4 +93,5 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     "qwen3": _qwen3,
     "granite": _granite,
     "gemma": _gemma,
+    EXPERTS: _qwen3_moe,
 }

@@ -22,9 +22,10 @@ from claa_sglang.config.config import (
     Window,
     short,
 )
-from claa_sglang.config.profile_file import ProfileStep, load_profile
+from claa_sglang.config.profile_file import Profile, ProfileStep, load_profile
 from claa_sglang.config.profile_model import ProfileModel
 from claa_sglang.ranking import spec
+from claa_sglang.state_room import Room
 
 DEFAULT_KEEP_RATE = 0.2
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
@@ -36,7 +37,10 @@ _STEP = re.compile(
 # field of ClaaFlags -> what may be written, with unit, range and default; --help and the errors share it.
 HELP: dict[str, str] = {
     "keep_rate": "share of the prompt tokens that go on to the late layers: above 0, at most 1 (default 0.2)",
-    "prune_layer": "layer after whose MLP tokens are dropped: 0 to L-2 of a model's L (default L//2 - 1)",
+    "prune_layer": (
+        "layer after whose MLP tokens are dropped: 0 to L-2 of a model's L, or to the last one whose later layers' KV "
+        "rows can hold a token's state, which an error names (default L//2 - 1)"
+    ),
     "score_layers": (
         "layers whose attention ranks the tokens, none above the prune layer: a count n, such as 4, for the "
         "last n up to the prune layer, or an ascending list, such as 8,12,14,17; one layer alone is written "
@@ -78,10 +82,13 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     profile: str | None = None
 
 
-def resolve(flags: ClaaFlags, num_layers: int, served: ProfileModel | None = None) -> ClaaConfig:
+def resolve(
+    flags: ClaaFlags, num_layers: int, served: ProfileModel | None = None, room: Room | None = None
+) -> ClaaConfig:
     """The configuration for a model of `num_layers` layers: explicit flags, then the profile, then defaults.
 
     served: the model, which a profile must have been made for; None where only its depth is known.
+    room: what its KV rows can hold, which bounds the prune layers; None where that is not known.
 
     A schedule gives all prune steps. Otherwise flags describe the first one, further ones come from a profile, and
     their rates follow an explicit keep rate (`with_keep_rate`). Raises ConfigError, and nothing else, for anything
@@ -116,7 +123,19 @@ def resolve(flags: ClaaFlags, num_layers: int, served: ProfileModel | None = Non
             config = config.with_keep_rate(_checked("keep_rate", flags.keep_rate, KeepRate))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{error} ({'; '.join(origins)})" if origins else str(error)) from error
+    if room is not None:
+        room.check(config, _origin_of_layers(flags, profile))
     return config
+
+
+def _origin_of_layers(flags: ClaaFlags, profile: Profile | None) -> str:
+    """What gave the prune layers, for an error."""
+    if flags.schedule is not None:
+        return f"--claa-schedule {flags.schedule}"
+    given = [] if flags.prune_layer is None else [f"--claa-prune-layer {flags.prune_layer}"]
+    if profile is not None and profile.steps:
+        given.append(f"--claa-profile {flags.profile}")
+    return " and ".join(given) or "--claa-prune-layer, by its default"
 
 
 def _steps_of(flags: ClaaFlags, profile_steps: tuple[ProfileStep, ...], num_layers: int) -> list[dict[str, Any]]:

@@ -245,9 +245,12 @@ RULES: tuple[Rule, ...] = (
          "hidden states of dropped tokens do not exist after the prune layer",
          _DROP.format("--enable-return-hidden-states, --return-hidden-states-mode and "
                       "--enable-return-aux-hidden-states")),
-    Rule("routed-experts", _flag("enable_return_routed_experts", "enable_return_indexer_topk"),
+    Rule("routed-experts",
+         lambda f: f.args.enable_return_routed_experts or f.args.enable_return_indexer_topk
+         or f.args.expert_distribution_recorder_mode == "per_token",
          "per-layer records of dropped tokens do not exist after the prune layer",
-         _DROP.format("--enable-return-routed-experts and --enable-return-indexer-topk")),
+         _DROP.format("--enable-return-routed-experts and --enable-return-indexer-topk")
+         + ", and with --expert-distribution-recorder-mode stat"),
     Rule("attention-backend", lambda f: not set(_attention_backends(f)) <= set(attention_backends.NAMES),
          "the attention backend is not one that late views were written for",
          f"use --attention-backend {{{','.join(attention_backends.NAMES)}}}"),

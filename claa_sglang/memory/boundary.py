@@ -11,16 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from claa_sglang.state_room import state_width
+
 
 class BoundaryTooWide(ValueError):
-    """The late-layer rows of one slot cannot hold even one hidden state."""
+    """The late-layer rows of one slot cannot hold a state exactly."""
 
 
 class BoundaryStore:
     """Reads and writes boundary states in late-layer KV rows.
 
     The state is kept as the pair (hidden, residual) whose sum is the residual stream, so that nothing is rounded;
-    if the rows are too narrow for the pair (few KV heads per rank under tensor parallelism), as their sum.
+    if float32 rows are too narrow for the pair (few KV heads), as their sum, which is what layers make of it first.
 
     On a GPU one launch moves a state through all its buffers (`kernels/rows.py`); elsewhere one torch call per buffer.
 
@@ -30,7 +32,7 @@ class BoundaryStore:
         dtype: dtype of the hidden states; must be the buffers'.
 
     Raises:
-        BoundaryTooWide: the buffers hold fewer than H elements per slot.
+        BoundaryTooWide: the buffers hold too few elements per slot: 2 H in 16 bits, H in 32 (`state_room.py`).
         ValueError: the buffers have another dtype.
     """
 
@@ -39,9 +41,9 @@ class BoundaryStore:
         if any(b.dtype != dtype for b in rows):
             raise ValueError(f"KV buffers must have the model's dtype {dtype} to hold boundary states")
         width = sum(b.shape[1] for b in rows)
-        if width < hidden_size:
+        if width < (needed := state_width(hidden_size, dtype.itemsize)):
             raise BoundaryTooWide(
-                f"a slot's late-layer KV rows hold {width} elements, a hidden state has {hidden_size}; "
+                f"a slot's late-layer KV rows hold {width} elements, a boundary state has {needed}; "
                 "prune earlier (--claa-prune-layer, --claa-schedule) or use fewer tensor-parallel ranks"
             )
         self.is_pair = width >= 2 * hidden_size

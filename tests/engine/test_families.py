@@ -54,7 +54,7 @@ class Settings:
 
 SETTINGS = {  # llama runs with the defaults
     "mistral": Settings(3, (1, 3), 4, 5),
-    "qwen2": Settings(4, (4,), 16, 1),
+    "qwen2": Settings(6, (4,), 16, 1),  # room for the sum of a boundary state alone
     "qwen3": Settings(1, (0, 1), 1, 3, (Later(4, (3, 4), 1.7),)),
     "granite": Settings(3, (2, 3), 8, 7, (Later(5, (5,), 1.5),)),
     "gemma": Settings(2, (0, 2), 5, 9),

@@ -29,7 +29,7 @@ from tests.engine_server import second_plugin
 
 FLAGS = {
     "--claa-keep-rate": ("share of", "above 0, at most 1", "default 0.2"),
-    "--claa-prune-layer": ("layer", "0 to L-2", "default L//2 - 1"),
+    "--claa-prune-layer": ("layer", "0 to L-2", "an error names", "default L//2 - 1"),
     "--claa-score-layers": ("layers", "none above the prune layer", "default 4"),
     "--claa-schedule": ("prune steps", "layers ascending", "14:0.4,20:0.15"),
     "--claa-window": ("tokens", "1 to 1024", "default 8"),
@@ -163,6 +163,27 @@ def test_values_of_another_kind_are_shown_with_how_to_write_them(model: str, giv
 def test_config_errors_come_through(model: str) -> None:
     with pytest.raises(ConfigError, match="--claa-keep-rate"):
         config_of(arguments(model, claa_keep_rate=1.5))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "tp_size", "last"),
+    [("bfloat16", 2, 1, 5), ("bfloat16", 1, 1, 3), ("float32", 1, 1, 5), ("bfloat16", 2, 2, 3)],
+)
+def test_the_last_prune_layer_depends_on_kv_heads_dtype_and_ranks(
+    tmp_path: Path, dtype: str, kv_heads: int, tp_size: int, last: int
+) -> None:
+    from transformers import LlamaConfig
+
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": kv_heads, "architectures": ["LlamaForCausalLM"]}
+    LlamaConfig(**shape, **heads).save_pretrained(tmp_path)
+    for prune_layer in (last, last + 1):
+        args = arguments(str(tmp_path), claa_prune_layer=prune_layer, dtype=dtype, tp_size=tp_size)
+        if prune_layer == last:
+            assert config_of(args).steps[0].prune_layer == last
+        else:
+            with pytest.raises(ConfigError, match=f"--claa-prune-layer {prune_layer}: .*Prune after layer {last} or"):
+                config_of(args)
 
 
 def test_sglang_and_transformers_describe_a_model_alike(model: str, tmp_path: Path) -> None:

@@ -47,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="positions over which scores are averaged: run again with another one, and compare (default: %(default)s)",
     )
     choice.add_argument("--keep-rates", nargs="+", type=float, default=KEEP_RATES, help="default: %(default)s")
-    choice.add_argument("--prune-layers", nargs=2, type=int, metavar=("FIRST", "LAST"), help="default: L/4 to L-2")
+    choice.add_argument(
+        "--prune-layers",
+        nargs=2,
+        type=int,
+        metavar=("FIRST", "LAST"),
+        help="default: L/4 to the last that is served",
+    )
     choice.add_argument("--steps", type=int, choices=(1, 2), default=1, help="prune steps at most (default: 1)")
     choice.add_argument(
         "--prompt-tokens",

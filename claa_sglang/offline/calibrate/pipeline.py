@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from claa_sglang.config.profile_file import Profile
 from claa_sglang.offline.calibrate import profile, report
+from claa_sglang.offline.calibrate.candidate_layers import candidate_layers, room_in_16_bits
 from claa_sglang.offline.calibrate.criteria import measured
 from claa_sglang.offline.calibrate.default import default_choice, rivals
 from claa_sglang.offline.calibrate.evidence import Kept
@@ -31,6 +32,7 @@ def calibrate(args: argparse.Namespace) -> Profile:
     """See `command.add_arguments` for the arguments. Prints what it chose from. Raises CalibrationError."""
     console = Console()
     model, tokenizer = _load(args)
+    prune_layers = candidate_layers(args.prune_layers, room_in_16_bits(model.config.get_text_config()))
     target = Target(args.target, args.needle_recall, args.oracle_rate)
     prompts, held_out_prompts = _prompts(args, tokenizer)
     pairs = study_all(prompts, model, tokenizer, args.studies, "calibration prompts")
@@ -40,7 +42,7 @@ def calibrate(args: argparse.Namespace) -> Profile:
     held_out = by_source(held_out_pairs, tokenizer, args.oracle_rate, ranker)
     price = _price(args, model, calibrated)
 
-    one, two = _search(args, calibrated, target, price)
+    one, two = _search(args, calibrated, target, price, prune_layers)
     everything_else = group(held_out_pairs, tokenizer, args.oracle_rate, ranker)
 
     def on_held_out(candidate: Candidate) -> Kept:
@@ -96,14 +98,10 @@ def _price(args: argparse.Namespace, model: Any, calibrated: Studied) -> Price:
 
 
 def _search(
-    args: argparse.Namespace, calibrated: Studied, target: Target, price: Price
+    args: argparse.Namespace, calibrated: Studied, target: Target, price: Price, prune_layers: range
 ) -> tuple[list[Candidate], list[Candidate]]:
     """All choices of one step, and of two if asked for."""
-    layers = price.layers
-    first, last = args.prune_layers or (layers // 4, layers - 2)
-    if not 0 <= first <= last <= layers - 2:
-        raise CalibrationError(f"--prune-layers {first} {last}: give two of 0 to {layers - 2}, the lower one first")
-    rates, prune_layers = sorted(set(args.keep_rates)), range(first, last + 1)
+    rates = sorted(set(args.keep_rates))
     found = one_step(calibrated.evidence, target, rates, prune_layers, price)
     one = list(tqdm(found, total=len(rates) * len(prune_layers), unit="choice", desc="one step"))
     two: list[Candidate] = []

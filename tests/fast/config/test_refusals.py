@@ -201,6 +201,7 @@ CASES = (
     Case("hidden-states", {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"}),
     Case("routed-experts", {"enable_return_routed_experts": True}),
     Case("routed-experts", {"enable_return_indexer_topk": True}),
+    Case("routed-experts", {"expert_distribution_recorder_mode": "per_token"}),
     Case("attention-backend", {**CUDA, "attention_backend": "flex_attention"}),
     Case("two-attention-backends", {"prefill_attention_backend": "torch_native", "decode_attention_backend": "triton"}),
     # Resolving for another device needs that device.
@@ -286,6 +287,8 @@ PLAIN = (
     {"kv_cache_dtype": "bf16", "dtype": "bfloat16"},
     {"disable_overlap_schedule": True},
     {"enable_metrics": True},
+    {"expert_distribution_recorder_mode": "stat"},
+    {"debug_tensor_dump_output_folder": "/nowhere"},
     CUDA,
     {**CUDA, "attention_backend": "flashinfer"},
     {**CUDA, "attention_backend": "triton"},

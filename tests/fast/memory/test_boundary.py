@@ -45,7 +45,7 @@ def test_states_come_back_and_other_slots_stay(
     dtype: torch.dtype, hidden: int, widths: list[int], slots: list[int], seed: int
 ) -> None:
     buffers = make_buffers(widths, dtype)
-    if sum(widths) < hidden:
+    if sum(widths) < hidden * (1 if dtype == torch.float32 else 2):
         with pytest.raises(BoundaryTooWide):
             BoundaryStore(buffers, hidden, dtype)
         return
@@ -83,6 +83,31 @@ def test_the_pair_keeps_what_a_sum_would_round_away() -> None:
     assert torch.equal(got_h, h) and torch.equal(got_r, r) and torch.equal(h + r, r)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_sum_that_would_be_rounded_is_refused(dtype: torch.dtype) -> None:
+    # 192 elements of K and of V a layer, as SmolLM2: after layer 27 there are two layers, after 26 three.
+    for layers, fits in ((2, False), (3, True)):
+        buffers = make_buffers([192, 192] * layers, dtype)
+        if fits:
+            assert BoundaryStore(buffers, 576, dtype).is_pair
+        else:
+            with pytest.raises(BoundaryTooWide, match="hold 768 elements, a boundary state has 1152"):
+                BoundaryStore(buffers, 576, dtype)
+
+
+def test_a_float32_sum_is_what_layers_make_of_the_pair() -> None:
+    from sglang.srt.layers.layernorm import RMSNorm
+
+    generator = torch.Generator().manual_seed(0)
+    h, r = (torch.randn(5, 64, generator=generator) * scale for scale in (1e-3, 100.0))
+    store = BoundaryStore(make_buffers([64]), 64, torch.float32)
+    assert not store.is_pair
+    store.store(torch.arange(5), h, r)
+    norm = RMSNorm(64)
+    want, got = (norm.forward_native(a.clone(), b.clone()) for a, b in ((h, r), store.load(torch.arange(5))))
+    assert all(torch.equal(ours, stock) for ours, stock in zip(got, want, strict=True))
+
+
 def test_a_later_state_replaces_the_earlier() -> None:
     store = BoundaryStore(make_buffers([3, 3, 4]), 5, torch.float32)
     for value in (1.0, 2.0):
@@ -110,7 +135,7 @@ def test_no_slots_is_fine() -> None:
 
 def test_too_narrow_says_what_to_do() -> None:
     with pytest.raises(
-        BoundaryTooWide, match="hold 6 elements, a hidden state has 7; prune earlier .--claa-prune-layer"
+        BoundaryTooWide, match="hold 6 elements, a boundary state has 7; prune earlier .--claa-prune-layer"
     ):
         BoundaryStore(make_buffers([2, 4]), 7, torch.float32)
 

@@ -1,0 +1,113 @@
+"""How decoder layers of SGLang 0.5.23 hand on the residual stream: two conventions, told apart by their signature.
+
+A model of any other kind is refused by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
+from sglang.srt.layers.layer_boundary.residual.add_norm import PLAIN_ADD
+from sglang.srt.layers.layer_boundary.residual.stream import ResidualStream
+from torch import Tensor
+
+
+class UnsupportedModel(RuntimeError):
+    """The model's layers follow no convention CLAA understands."""
+
+
+class Convention(Protocol):
+    """How a family hands the residual stream from layer to layer."""
+
+    def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        """(hidden, residual) of a layer call: what is to be added to the stream, and the stream."""
+
+    def run(
+        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Call one layer on a view."""
+
+    def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
+        """What the last layer's call returns to the model's loop."""
+
+    def passed(self, args: tuple, kwargs: dict) -> Any:
+        """What a layer that did nothing returns: its own input."""
+
+
+class StreamConvention:
+    """`hidden = layer(positions, hidden, batch, …)`; the residual lives in `batch.residual_stream`."""
+
+    def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        hidden, batch = args[1], args[2]
+        hidden, residual = residual_batch.stream_of(batch).export(hidden)
+        return hidden, torch.zeros_like(hidden) if residual is None else residual
+
+    def run(
+        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
+    ) -> tuple[Tensor, Tensor]:
+        handle, view.residual_stream = ResidualStream.from_handoff(hidden, residual, PLAIN_ADD)
+        handle = layer(positions, handle, view)
+        hidden, stream_residual = residual_batch.stream_of(view).export(handle)
+        residual_batch.clear(view)
+        return hidden, torch.zeros_like(hidden) if stream_residual is None else stream_residual
+
+    def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
+        residual_batch.clear(batch)
+        handle, batch.residual_stream = ResidualStream.from_handoff(hidden, residual, PLAIN_ADD)
+        return handle
+
+    def passed(self, args: tuple, kwargs: dict) -> Any:
+        return args[1]
+
+
+class ArgumentConvention:
+    """`hidden, residual = layer(positions, hidden, batch, residual)`, the older convention."""
+
+    def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        hidden, residual = self.passed(args, kwargs)
+        return hidden, torch.zeros_like(hidden) if residual is None else residual
+
+    def run(
+        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
+    ) -> tuple[Tensor, Tensor]:
+        return layer(positions, hidden, view, residual)
+
+    def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
+        return hidden, residual
+
+    def passed(self, args: tuple, kwargs: dict) -> Any:
+        return args[1], args[3] if len(args) > 3 else kwargs["residual"]
+
+
+def convention_of(model: Any) -> tuple[Any, Convention]:
+    """(decoder layers, convention) of a loaded model.
+
+    Raises:
+        UnsupportedModel: naming the class and what was found.
+    """
+    name = type(model).__name__
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None:
+        raise UnsupportedModel(f"{name}: its decoder layers are not at model.layers; {REMEDY}")
+    found: set[type[Convention]] = set()
+    for layer in layers:
+        params = tuple(inspect.signature(type(layer).forward).parameters)[1:]
+        if params[:4] == ("positions", "hidden_states", "forward_batch", "residual"):
+            found.add(ArgumentConvention)
+        elif params[:3] == ("positions", "hidden_states", "forward_batch") and hasattr(layer, "attn_boundary"):
+            found.add(StreamConvention)
+        else:
+            raise UnsupportedModel(
+                f"{name}: layer {type(layer).__name__}.forward({', '.join(params)}) hands on its residual in a way "
+                f"CLAA does not know; {REMEDY}"
+            )
+    if len(found) != 1:
+        raise UnsupportedModel(f"{name}: its layers follow {len(found)} conventions; {REMEDY}")
+    return layers, found.pop()()
+
+
+REMEDY = "start the server without --enable-claa, or use a family named in docs/models.md"
