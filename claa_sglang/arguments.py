@@ -23,7 +23,7 @@ from sglang.srt.arg_groups.overrides import model_config_of
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.config.flags import HELP, ClaaFlags, resolve, written
 from claa_sglang.config.profile_model import describe
-from claa_sglang.state_room import Room
+from claa_sglang.config.state_room import Room
 
 ENABLE_HELP = (
     "Serve long prompts through CLAA: layers after the prune layer see only the prompt tokens that matter. Every "

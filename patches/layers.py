@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from claa_sglang import startup_time
+from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.patches.attention import ClaaAttnBackend

@@ -24,8 +24,8 @@ from claa_sglang.config.config import (
 )
 from claa_sglang.config.profile_file import Profile, ProfileStep, load_profile
 from claa_sglang.config.profile_model import ProfileModel
+from claa_sglang.config.state_room import Room
 from claa_sglang.ranking import spec
-from claa_sglang.state_room import Room
 
 DEFAULT_KEEP_RATE = 0.2
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer

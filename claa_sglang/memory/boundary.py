@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from claa_sglang.state_room import state_width
+from claa_sglang.config.state_room import state_width
 
 
 class BoundaryTooWide(ValueError):

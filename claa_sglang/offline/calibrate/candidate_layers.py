@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from claa_sglang.config.state_room import Room
 from claa_sglang.offline.calibrate.target import CalibrationError
-from claa_sglang.state_room import Room
 
 
 def room_in_16_bits(config: Any) -> Room:

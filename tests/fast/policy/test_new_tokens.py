@@ -14,7 +14,7 @@ from claa_sglang.patches.policy import start_step
 from claa_sglang.patches.requests import make_dense
 from claa_sglang.policy.cost import Constants, CostModel
 from claa_sglang.policy.policy import Policy
-from tests.fast.test_choose_way import CONFIG, World
+from tests.fast.patches.test_choose_way import CONFIG, World
 
 # About SmolLM2-135M in float32 on two cores.
 TWO_CORES = Constants(per_pass=2e-4, per_row=1.6e-5, per_pair=2e-9, per_prune=2e-3)

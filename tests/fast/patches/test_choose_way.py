@@ -20,12 +20,12 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
-from claa_sglang.in_flight import InFlight
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches import admission
 from claa_sglang.patches.policy import choose_way, match_where_it_goes, must_wait, note_admitted, start_step
 from claa_sglang.patches.requests import pruned_key
 from claa_sglang.policy.cost import Constants, CostModel
+from claa_sglang.policy.in_flight import InFlight
 from claa_sglang.policy.policy import Policy
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState

@@ -7,10 +7,10 @@ import torch
 
 from claa_sglang.config.config import ConfigError
 from claa_sglang.config.flags import ClaaFlags, resolve
+from claa_sglang.config.state_room import Room
 from claa_sglang.memory.boundary import BoundaryStore, BoundaryTooWide
 from claa_sglang.offline.calibrate.candidate_layers import candidate_layers, room_in_16_bits
 from claa_sglang.offline.calibrate.target import CalibrationError
-from claa_sglang.state_room import Room
 
 SMOLLM2 = Room(num_layers=30, hidden_size=576, layer_width=2 * 3 * 64, element_bytes=2)
 LLAMA_8B = Room(num_layers=32, hidden_size=4096, layer_width=2 * 8 * 128, element_bytes=2)

@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from claa_sglang.in_flight import InFlight, Prefill
+from claa_sglang.policy.in_flight import InFlight, Prefill
 
 PROMPT = array("q", [*range(100, 150)])
 
