@@ -13,8 +13,8 @@ import sglang.srt.server_args as sglang_arguments
 from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass
 
 from claa_sglang.arguments import ENABLE, FIELDS, ClaaServerArgs, asked_for, with_flags
-from claa_sglang.config import ConfigError
-from claa_sglang.flags import HELP, from_config_file
+from claa_sglang.config.config import ConfigError
+from claa_sglang.config.flags import HELP, from_config_file
 from claa_sglang.patches.hooks import ALWAYS, Hook, Mismatch, check
 
 ENGINE = "sglang.srt.entrypoints.engine"

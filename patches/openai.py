@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.report import KEY, Report
+from claa_sglang.requests.report import KEY, Report
 
 Events = AsyncGenerator[str, None]  # server-sent events, as text
 Outputs = AsyncGenerator[dict, None]  # of the tokenizer manager, one per update of a choice

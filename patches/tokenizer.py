@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.report import KEY
-from claa_sglang.request import RequestError, RequestOptions, check_keep, parse_options
+from claa_sglang.requests.options import RequestError, RequestOptions, check_keep, parse_options
+from claa_sglang.requests.report import KEY
 
 
 def check_request(manager: Any, obj: Any, input_ids: Any) -> None:

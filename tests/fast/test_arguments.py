@@ -19,12 +19,12 @@ from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 
 from claa_sglang.arguments import ClaaServerArgs, config_of, flags_of, is_server_process
-from claa_sglang.config import ConfigError
-from claa_sglang.flags import HELP, ClaaFlags
+from claa_sglang.config.config import ConfigError
+from claa_sglang.config.flags import HELP, ClaaFlags
+from claa_sglang.config.profile_file import Profile
+from claa_sglang.config.profile_model import describe
 from claa_sglang.patches.arguments import ARGUMENT_HOOKS, add_flags, read_config, refuse_attributes, take_flags
 from claa_sglang.plugin import StartupError
-from claa_sglang.profile_file import Profile
-from claa_sglang.profile_model import describe
 from tests.engine_server import second_plugin
 
 FLAGS = {
