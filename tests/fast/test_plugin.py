@@ -31,6 +31,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from claa_sglang.plugin import StartupError
 
 def start(**given):
+    load_plugins()  # as every engine does first
     args = object.__new__(engine.Engine).server_args_class(  # as an engine makes its arguments
         model_path=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, device="cpu",
         attention_backend="torch_native", **given)
