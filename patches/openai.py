@@ -49,11 +49,11 @@ def watch(original: Callable[..., Outputs], manager: Any, obj: Any, request: Any
     SGLang's OpenAI streams read what they need from these outputs and drop the rest, and so do its routes for other
     clients' formats. Others pass at no cost.
     """
-    ask = current()
-    if ask is not None:
+    wanted: list[dict[int, Report]] = [getattr(obj, WATCHED)] if hasattr(obj, WATCHED) else []
+    if (ask := current()) is not None:
         ask.put_into(obj)
+        wanted.append(ask.reports)
     outputs = original(manager, obj, request)
-    wanted = [reports for reports in (getattr(obj, WATCHED, None), ask and ask.reports) if reports is not None]
     return _watched(outputs, wanted) if wanted else outputs
 
 
