@@ -42,8 +42,8 @@ from rich.table import Table
 
 from benchmarks import shapes
 from benchmarks.checks import answers, prefill
-from claa_sglang import small_model
-from claa_sglang.cpu_env import enter_cpu_environment
+from claa_sglang.tools import small_model
+from claa_sglang.tools.cpu_env import enter_cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_BACKENDS, CPU_BACKENDS = ("fa3", "flashinfer", "triton"), ("torch_native",)

@@ -28,7 +28,7 @@ from benchmarks.ttft import plot, rates, record, report, setup, startup
 from benchmarks.ttft.run import Budget, How, OutOfTime, Run
 from benchmarks.ttft.scenarios import SCENARIOS
 from benchmarks.ttft.settings import CPU_DEFAULTS, GPU_DEFAULTS, HELP, Chat, Settings
-from claa_sglang.cpu_env import enter_cpu_environment
+from claa_sglang.tools.cpu_env import enter_cpu_environment
 
 OTHERS = {"rates": rates.measure, "startup": startup.measure}  # they start what they need themselves
 

@@ -46,7 +46,7 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from claa_sglang import small_model
+from claa_sglang.tools import small_model
 from tests.engine_server import Server, server
 
 ROOT = Path(__file__).resolve().parent.parent

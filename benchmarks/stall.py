@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import shapes
-from claa_sglang import small_model
-from claa_sglang.cpu_env import enter_cpu_environment
+from claa_sglang.tools import small_model
+from claa_sglang.tools.cpu_env import enter_cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1.5

@@ -27,7 +27,7 @@ from unittest import mock
 import requests
 
 from benchmarks.cpu_cost import ROOT, cpu_model
-from claa_sglang import small_model
+from claa_sglang.tools import small_model
 from tests import tiny_models
 from tests.answers import ONE_THREAD, STRICT, check_idle
 from tests.engine_server import Server, server

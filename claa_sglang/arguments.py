@@ -15,9 +15,9 @@ import sglang.srt.server_args as sglang_arguments
 from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.arg_groups.overrides import model_config_of
 
-from claa_sglang.config import ClaaConfig
-from claa_sglang.flags import HELP, ClaaFlags, resolve
-from claa_sglang.profile_model import describe
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.config.flags import HELP, ClaaFlags, resolve
+from claa_sglang.config.profile_model import describe
 
 ENABLE_HELP = (
     "Serve long prompts through CLAA: layers after the prune layer see only the prompt tokens that matter. Every "

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from claa_sglang.report import KEY
-from claa_sglang.request import RequestError, parse_options, show
+from claa_sglang.requests.options import RequestError, parse_options, show
+from claa_sglang.requests.report import KEY
 
 # Where `custom_params` may stand in a body; which of them is read depends on the route (routes.py).
 TOP = "custom_params"

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from claa_sglang import __version__, cpu_env, small_model
+from claa_sglang import __version__
 from claa_sglang.offline import rank_command
 from claa_sglang.offline.basics import CaptureError, RecordError
 from claa_sglang.offline.calibrate import command as calibrate_command
 from claa_sglang.offline.calibrate.target import CalibrationError
-from claa_sglang.ranker_spec import RankerError
+from claa_sglang.ranking.spec import RankerError
 from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
 from claa_sglang.tasks.record import PromptError
+from claa_sglang.tools import cpu_env, small_model
 
 # What a subcommand raises where the user has to do something.
 _ERRORS = (

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from claa_sglang import dense_rules, refusals, report, request, routes
+from claa_sglang import routes
+from claa_sglang.config import refusals
+from claa_sglang.requests import dense_rules, options, report
 
 
 class Works(NamedTuple):
@@ -123,7 +125,7 @@ def markdown() -> str:
         "",
         "| key | value |",
         "|---|---|",
-        *(f"| `{key}` | {text} |" for key, text in request.allowed_keys().items()),
+        *(f"| `{key}` | {text} |" for key, text in options.allowed_keys().items()),
         "",
         "and what stock refuses: prompts longer than the context or the pool, parameters out of range.",
         "",

@@ -59,7 +59,7 @@ def activate(server_args: Any) -> None:
 
 def _activate(server_args: Any) -> None:
     from claa_sglang.arguments import config_of, is_server_process
-    from claa_sglang.config import ConfigError
+    from claa_sglang.config.config import ConfigError
     from claa_sglang.patches import hooks
 
     in_server = is_server_process(server_args)
@@ -93,7 +93,7 @@ def refused(server_args: Any, window: int) -> list[str]:
     """One line for each rule of `refusals` that these resolved arguments violate; `window` in tokens, 0 if unknown."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
-    from claa_sglang import refusals
+    from claa_sglang.config import refusals
 
     arguments, model = resolved_view(server_args), model_config_of(server_args)
     return [str(rule) for rule in refusals.violated(arguments, model, window)]

@@ -22,7 +22,7 @@ from rich.status import Status
 from rich.table import Table
 from serving import Answer, ask, flush, serve
 
-from claa_sglang.cpu_env import CpuEnvError, cpu_environment
+from claa_sglang.tools.cpu_env import CpuEnvError, cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"

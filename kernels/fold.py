@@ -1,7 +1,7 @@
 """Pooling, z-score and max fold of one scored layer into the ranking of every request (steps 3 to 5), in Triton.
 
-The numbers of claa_sglang/ranking.py (CLAA, arXiv 2602.16054), for every request of a batch at once and without the
-pooled scores ever being in memory. naive.py does the same with plain loops.
+The numbers of claa_sglang/ranking/selection.py (CLAA, arXiv 2602.16054), for every request of a batch at once and
+without the pooled scores ever being in memory. naive.py does the same with plain loops.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The CLAA ranking as plain loops in fp64: slow, obviously right, the reference for every faster version.
 
 `window_scores` is steps 1 to 4 (compare scoring.py), `rank` and `select` are steps 5 and 6 (compare
-claa_sglang/ranking.py). `window_mass`, `fold`, `store` and `load` are those of a batch (compare window_attention.py,
-fold.py and rows.py). Same signatures, same shapes, same answers in the corner cases.
+claa_sglang/ranking/selection.py). `window_mass`, `fold`, `store` and `load` are those of a batch (compare
+window_attention.py, fold.py and rows.py). Same signatures, same shapes, same answers in the corner cases.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Where the prune of CLAA (arXiv 2602.16054, step 6) finds the hidden states of tokens outside its chunk. The state of a
 slot, `[hidden | residual]` or their sum, is cut into parts, and each part lies in the slot's row of another buffer.
-claa_sglang/boundary.py does the same with one torch call per buffer, naive.py with plain loops.
+claa_sglang/memory/boundary.py does the same with one torch call per buffer, naive.py with plain loops.
 """
 
 from __future__ import annotations

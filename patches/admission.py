@@ -7,8 +7,8 @@ from typing import Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult, PrefillAdder
 
-from claa_sglang.admission import LateRows, chunk_len, late_prefill_len
 from claa_sglang.arguments import config_of
+from claa_sglang.memory.admission import LateRows, chunk_len, late_prefill_len
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.requests import pruned_state

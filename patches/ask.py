@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from claa_sglang.body import check_body
-from claa_sglang.report import KEY, Report, shown
+from claa_sglang.requests.report import KEY, Report, shown
 
 
 @dataclass(slots=True)

@@ -19,11 +19,11 @@ from torch.profiler import record_function
 
 from claa_sglang import startup_time
 from claa_sglang.arguments import config_of
-from claa_sglang.batch_plan import BatchPlan
-from claa_sglang.config import ClaaConfig
-from claa_sglang.graph_decode import DecodeBuffers, DecodeGraphPass
-from claa_sglang.late_pass import LatePass
-from claa_sglang.late_slots import LateSlots
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.batch_plan import BatchPlan
+from claa_sglang.forward.graph_decode import DecodeBuffers, DecodeGraphPass
+from claa_sglang.forward.late_pass import LatePass
+from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from claa_sglang.admission import max_new_tokens
+from claa_sglang.memory.admission import max_new_tokens
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.requests import make_dense, pruned_state
 

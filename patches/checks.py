@@ -2,8 +2,8 @@
 
 At idle, always: every late slot is back. While busy, when SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY counts the pool in
 every step, late slots are counted too; with SGLANG_CHECK_KV_PAGE_INVARIANTS=1 beside it every step also takes a census
-(`claa_sglang/census.py`): no slot has two owners, and no request reads what another kind of request wrote. So no node
-of the pruned namespace is visible to a dense request, nor the reverse.
+(`claa_sglang/memory/census.py`): no slot has two owners, and no request reads what another kind of request wrote. So
+no node of the pruned namespace is visible to a dense request, nor the reverse.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sglang.srt.environ import envs
 
-from claa_sglang.census import DENSE, LATE, PRUNED, Owned, Read, SlotCensus
+from claa_sglang.memory.census import DENSE, LATE, PRUNED, Owned, Read, SlotCensus
 from claa_sglang.patches.forward_batch import INIT_NEW, batch_and_runner
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of

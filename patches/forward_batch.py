@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from claa_sglang.batch_plan import BatchPlan, plan_decode, plan_extend
+from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from claa_sglang import startup_time
-from claa_sglang.boundary import BoundaryStore
-from claa_sglang.graph_decode import DecodeGraphPass
+from claa_sglang.forward.graph_decode import DecodeGraphPass
+from claa_sglang.forward.warm_up import warm_up
+from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import LivePolicy
-from claa_sglang.warm_up import warm_up
 
 
 class UnsupportedModel(RuntimeError):

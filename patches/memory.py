@@ -8,7 +8,7 @@ import torch
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from claa_sglang.arguments import config_of
-from claa_sglang.late_slots import LateSlots
+from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches.hooks import Hook
 
 

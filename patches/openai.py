@@ -14,7 +14,7 @@ from typing import Any
 
 from claa_sglang.patches.ask import as_shown, current
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.report import KEY, Report, with_metadata
+from claa_sglang.requests.report import KEY, Report, with_metadata
 
 Events = AsyncGenerator[str, None]  # server-sent events, as text
 Outputs = AsyncGenerator[dict, None]  # of the tokenizer manager, one per update of a choice

@@ -13,15 +13,15 @@ import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from claa_sglang.batch_plan import BatchPlan
-from claa_sglang.config import ClaaConfig
-from claa_sglang.cost import CostModel, Work, span_work
-from claa_sglang.machine import measure
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.requests import client_key, dense_key, make_dense, pruned_state
-from claa_sglang.policy import Hits, Policy
-from claa_sglang.step_timer import StepTimer
+from claa_sglang.policy.cost import CostModel, Work, span_work
+from claa_sglang.policy.machine import measure
+from claa_sglang.policy.policy import Hits, Policy
+from claa_sglang.policy.step_timer import StepTimer
 
 NO_CHUNK = 1 << 30
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.report import KEY, safe_report
+from claa_sglang.requests.report import KEY, safe_report
 
 
 def reporting(base: Any, _scheduler: Any = None) -> type:

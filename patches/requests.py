@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from claa_sglang.dense_rules import Facts, dense_reason
-from claa_sglang.late_view import on_device
+from claa_sglang.forward.late_view import on_device
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.request import RequestError, RequestOptions, parse_options
-from claa_sglang.state import RequestState, given_positions
+from claa_sglang.requests.dense_rules import Facts, dense_reason
+from claa_sglang.requests.options import RequestError, RequestOptions, parse_options
+from claa_sglang.requests.state import RequestState, given_positions
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
 DENSE = f"{MARK}dense|"

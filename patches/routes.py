@@ -16,8 +16,8 @@ from typing import Any
 from claa_sglang import body
 from claa_sglang.patches import ask
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.report import KEY, with_metadata
-from claa_sglang.request import RequestError
+from claa_sglang.requests.options import RequestError
+from claa_sglang.requests.report import KEY, with_metadata
 
 Handler = Callable[[Any, Any, Any], Awaitable[Any]]  # of a route: serving object, parsed request, raw request
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from claa_sglang import startup_time
 from claa_sglang.patches.hooks import SUPPORTED_SGLANG, Hook, applied_count
-from claa_sglang.report import KEY
+from claa_sglang.requests.report import KEY
 
 # What the last readback found, one item per scheduler. /server_info reads back just before it answers.
 _last: list[dict[str, int]] = []

@@ -11,8 +11,8 @@ from typing import Any
 
 from claa_sglang.body import PARAMETERS, SAMPLING, check_body, with_defaults
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.report import KEY
-from claa_sglang.request import RequestError, RequestOptions, check_keep, parse_options
+from claa_sglang.requests.options import RequestError, RequestOptions, check_keep, parse_options
+from claa_sglang.requests.report import KEY
 
 
 def check_request(manager: Any, obj: Any, input_ids: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from claa_sglang import cpu_env, small_model
+from claa_sglang.tools import cpu_env, small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no CUDA device"

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import requests
 
-from claa_sglang.cpu_env import cpu_environment
+from claa_sglang.tools.cpu_env import cpu_environment
 
 DEFAULT_FLAGS = (
     *("--device", "cpu"),

@@ -1,4 +1,4 @@
-"""The rankers of claa_sglang/rankers.py as plain loops in fp64, from queries and keys to a ranking in one go."""
+"""The rankers of claa_sglang/ranking/rankers.py as plain fp64 loops, from queries and keys to a ranking in one go."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.util import Retry
 
-from claa_sglang import cpu_env
+from claa_sglang.tools import cpu_env
 
 T = TypeVar("T")
 TIMEOUT = 1800  # seconds; a request waits behind all others in flight

@@ -33,7 +33,7 @@ from benchmarks.ttft.settings import (
     TURN_ANSWER,
     Settings,
 )
-from claa_sglang import small_model
+from claa_sglang.tools import small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SLACK = 4096  # tokens of KV beyond what a scenario needs: generated tokens, pages, the reservation of running requests

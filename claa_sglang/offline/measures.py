@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from claa_sglang.config.budget import kept_count
 from claa_sglang.offline.basics import CaptureError
 from claa_sglang.offline.study import PromptStudy
-from claa_sglang.plan import kept_count
-from claa_sglang.ranking import select
+from claa_sglang.ranking.selection import select
 
 
 class Measures(NamedTuple):

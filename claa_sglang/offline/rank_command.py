@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from claa_sglang.offline.basics import MAX_ANSWER_TOKENS, WINDOW, CaptureError
-from claa_sglang.ranker_spec import HELP, SWITCHES, parse
+from claa_sglang.ranking.spec import HELP, SWITCHES, parse
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.record import Prompt, load
 

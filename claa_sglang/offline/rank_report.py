@@ -16,12 +16,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from claa_sglang import rankers
 from claa_sglang.offline.basics import CaptureError
 from claa_sglang.offline.differences import Difference, differences
 from claa_sglang.offline.measures import Measures, measure
 from claa_sglang.offline.study import PromptStudy
-from claa_sglang.ranker_spec import RankerSpec, parse
+from claa_sglang.ranking import rankers
+from claa_sglang.ranking.spec import RankerSpec, parse
 
 MEASURES = Measures._fields
 ORACLE = "oracle"

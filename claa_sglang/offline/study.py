@@ -18,7 +18,7 @@ from claa_sglang.offline import records
 from claa_sglang.offline.basics import MAX_ANSWER_TOKENS, WINDOW, CaptureError
 from claa_sglang.offline.capture import greedy_answer
 from claa_sglang.offline.oracle import AnswerAttention
-from claa_sglang.rankers import STATISTICS, Ranker, Statistic
+from claa_sglang.ranking.rankers import STATISTICS, Ranker, Statistic
 
 _KIND = "study"
 

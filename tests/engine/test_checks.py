@@ -28,7 +28,7 @@ def register():
 # A count that is not 0 when all is free: were slots really kept, SGLang's own count of the pool would come first.
 SLOTS_HELD = """
 def register():
-    from claa_sglang import late_slots
+    from claa_sglang.memory import late_slots
 
     late_slots.LateSlots.held = property(lambda self: 5)
 """

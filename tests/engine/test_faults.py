@@ -24,7 +24,9 @@ import functools, os, pathlib
 
 
 def register():
-    from claa_sglang import late_pass, rankers, report
+    from claa_sglang.forward import late_pass
+    from claa_sglang.ranking import rankers
+    from claa_sglang.requests import report
 
     def faulty(name, owner, attribute, applies=lambda *args: True):
         original = getattr(owner, attribute)

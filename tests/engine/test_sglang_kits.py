@@ -53,7 +53,7 @@ from sglang.test.kits.pause_generation_kit import PauseResumeInPlaceMixin
 from sglang.test.kits.regex_constrained_kit import RegexConstrainedMixin
 
 from benchmarks.traffic import leaks
-from claa_sglang import small_model
+from claa_sglang.tools import small_model
 from tests import tiny_models
 from tests.answers import ONE_THREAD, STRICT
 from tests.conftest import ROOT

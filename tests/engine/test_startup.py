@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import claa_sglang
-from claa_sglang.cpu_env import cpu_environment
 from claa_sglang.patches import hooks
+from claa_sglang.tools.cpu_env import cpu_environment
 from tests import engine_server
 from tests.engine_server import DEFAULT_FLAGS, _free_port, second_plugin, server, start_failure
 

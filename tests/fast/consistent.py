@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from claa_sglang.config import ClaaConfig
+from claa_sglang.config.config import ClaaConfig
 
 
 def assert_consistent(config: ClaaConfig, num_layers: int) -> None:

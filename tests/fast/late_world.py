@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claa_sglang.admission import LateRows
-from claa_sglang.batch_plan import BatchPlan, plan_decode, plan_extend
-from claa_sglang.boundary import BoundaryStore
-from claa_sglang.census import Owned, SlotCensus
-from claa_sglang.config import ClaaConfig, PruneStep
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
+from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.kernels import naive
-from claa_sglang.late_pass import LatePass
-from claa_sglang.late_slots import LateSlots
-from claa_sglang.request import RequestOptions
-from claa_sglang.state import RequestState
+from claa_sglang.memory.admission import LateRows
+from claa_sglang.memory.boundary import BoundaryStore
+from claa_sglang.memory.census import Owned, SlotCensus
+from claa_sglang.memory.late_slots import LateSlots
+from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.state import RequestState
 
 LAYERS, WINDOW, POOL_KERNEL, SCALING = 6, 4, 3, 0.7
 TEXTS, WIDTH, STRIDE, SLOTS = 6, 64, 24, 4000

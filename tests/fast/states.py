@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from claa_sglang.config import ClaaConfig, PruneStep
-from claa_sglang.request import RequestOptions
-from claa_sglang.state import RequestState
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.state import RequestState
 
 STEP = PruneStep(prune_layer=3, keep_rate=0.25, score_layers=(1, 2, 3))
 CONFIG = ClaaConfig(steps=(STEP,), num_layers=8, min_prompt_tokens=32)

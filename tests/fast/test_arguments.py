@@ -17,11 +17,11 @@ from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass, namespa
 from sglang.srt.server_args import ServerArgs
 
 from claa_sglang.arguments import ClaaServerArgs, config_of, flags_of, is_server_process
-from claa_sglang.config import ConfigError
-from claa_sglang.flags import HELP, ClaaFlags
+from claa_sglang.config.config import ConfigError
+from claa_sglang.config.flags import HELP, ClaaFlags
+from claa_sglang.config.profile_file import Profile
+from claa_sglang.config.profile_model import describe
 from claa_sglang.plugin import StartupError
-from claa_sglang.profile_file import Profile
-from claa_sglang.profile_model import describe
 
 FLAGS = {
     "--claa-keep-rate": ("share of", "above 0, at most 1", "default 0.2"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from claa_sglang import body
-from claa_sglang.request import RequestError, parse_options
+from claa_sglang.requests.options import RequestError, parse_options
 
 HALF = {"claa": {"keep_rate": 0.5}}
 DEFAULTS = {"temperature": 0.5, "custom_params": {"other": 1, **HALF}}

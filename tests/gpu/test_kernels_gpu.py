@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from claa_sglang import ranking
-from claa_sglang.boundary import BoundaryStore
 from claa_sglang.kernels import fold, rows, scoring, window_attention
+from claa_sglang.memory.boundary import BoundaryStore
+from claa_sglang.ranking import selection
 from tests.paged import Batch, Shape, make_batch
 
 pytestmark = pytest.mark.gpu
@@ -231,7 +231,7 @@ def test_time_of_a_scored_layer(shape: Shape, peak: float) -> None:
         for first_row, table_row, tokens, _ in requests:
             keys = batch.key_buffer[batch.table[table_row, :tokens]]
             q = batch.q[first_row : first_row + shape.window]
-            ranking.rank([scoring.window_scores(q, keys, scaling=shape.dim**-0.5, pool_kernel=7)])
+            selection.rank([scoring.window_scores(q, keys, scaling=shape.dim**-0.5, pool_kernel=7)])
 
     attention = microseconds(lambda: mass_of(batch, shape))
     folding = microseconds(lambda: fold_of(mass, batch, shape, ranks))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
-from claa_sglang.ranker_spec import MAX_KERNEL
+from claa_sglang.ranking.spec import MAX_KERNEL
 
 TASKS = ("needle-number", "multi-key", "multi-value", "multi-query", "tracking", "passages")
 KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from claa_sglang.config import PruneStep
-from claa_sglang.flags import ClaaFlags, resolve
+from claa_sglang.config.config import PruneStep
+from claa_sglang.config.flags import ClaaFlags, resolve
 from claa_sglang.offline.calibrate.evidence import Evidence, Kept
 from claa_sglang.offline.calibrate.held_out import margin
 from claa_sglang.offline.calibrate.price import Price

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from claa_sglang.config.budget import kept_count
 from claa_sglang.offline.study import PromptStudy
-from claa_sglang.plan import kept_count
-from claa_sglang.rankers import Claa
-from claa_sglang.ranking import select
+from claa_sglang.ranking.rankers import Claa
+from claa_sglang.ranking.selection import select
 
 
 class Kept(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from claa_sglang.offline.capture import CaptureError, observing
-from claa_sglang.rankers import window_mass
+from claa_sglang.ranking.rankers import window_mass
 
 
 class _SeenEnough(Exception):

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from claa_sglang.cost import Constants
+from claa_sglang.config.profile_file import Profile
 from claa_sglang.offline.calibrate import profile, report
 from claa_sglang.offline.calibrate.command import PROMPT_TOKENS
 from claa_sglang.offline.calibrate.criteria import measured
@@ -22,8 +22,8 @@ from claa_sglang.offline.calibrate.schedule import estimated, kept_by, seen
 from claa_sglang.offline.calibrate.search import Candidate, one_step, second_steps
 from claa_sglang.offline.calibrate.studied import Studied, by_source, group, study_all
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
-from claa_sglang.profile_file import Profile
-from claa_sglang.rankers import Claa
+from claa_sglang.policy.cost import Constants
+from claa_sglang.ranking.rankers import Claa
 from claa_sglang.tasks.generate import generate
 from claa_sglang.tasks.record import Prompt, load
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from claa_sglang.config import PruneStep
-from claa_sglang.cost import Constants, CostModel, prefill_work, pruned_work
-from claa_sglang.machine import measure
-from claa_sglang.plan import kept_counts
+from claa_sglang.config.budget import kept_counts
+from claa_sglang.config.config import PruneStep
+from claa_sglang.policy.cost import Constants, CostModel, prefill_work, pruned_work
+from claa_sglang.policy.machine import measure
 
 CHUNK = 8192  # tokens of a prefill chunk
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
+from claa_sglang.config.profile_file import Profile, ProfileStep
+from claa_sglang.config.profile_model import describe
 from claa_sglang.offline.calibrate.criteria import Measured
 from claa_sglang.offline.calibrate.held_out import Verdict
 from claa_sglang.offline.calibrate.price import Price
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.calibrate.target import Target
 from claa_sglang.offline.records import fingerprint
-from claa_sglang.profile_file import Profile, ProfileStep
-from claa_sglang.profile_model import describe
 
 
 def make(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claa_sglang.config import PruneStep
+from claa_sglang.config.config import PruneStep
 from claa_sglang.offline.calibrate.evidence import Evidence, Kept, fold
 from claa_sglang.offline.calibrate.late_scores import late_window_mass
 from claa_sglang.offline.calibrate.studied import Studied

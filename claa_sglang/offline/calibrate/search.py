@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from claa_sglang.config import PruneStep
+from claa_sglang.config.config import PruneStep
 from claa_sglang.offline.calibrate.criteria import margins
 from claa_sglang.offline.calibrate.evidence import Evidence, Kept
 from claa_sglang.offline.calibrate.price import Price

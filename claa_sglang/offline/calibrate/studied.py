@@ -12,7 +12,7 @@ from claa_sglang.offline.calibrate.evidence import Evidence, gather
 from claa_sglang.offline.calibrate.target import CalibrationError
 from claa_sglang.offline.samples import Sample, sample
 from claa_sglang.offline.study import PromptStudy, load_or_study, study
-from claa_sglang.rankers import Claa
+from claa_sglang.ranking.rankers import Claa
 from claa_sglang.tasks.record import Prompt
 
 LEAST = 8  # prompts of one source: with fewer an interval says nothing

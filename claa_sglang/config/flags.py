@@ -1,0 +1,200 @@
+"""Operator flags, and a profile where one is named, become the configuration of one model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from claa_sglang.config.config import (
+    MAX_QUOTED,
+    ClaaConfig,
+    ConfigError,
+    KeepRate,
+    Layer,
+    PolicyName,
+    PoolKernel,
+    PromptTokens,
+    Window,
+    short,
+)
+from claa_sglang.config.profile_file import ProfileStep, load_profile
+from claa_sglang.config.profile_model import ProfileModel
+from claa_sglang.ranking import spec
+
+DEFAULT_KEEP_RATE = 0.2
+DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
+# One step of a schedule: layer:rate, or layer:rate:scored+scored.
+_STEP = re.compile(
+    r"(?P<layer>\d{1,4}):(?P<rate>\d{0,20}\.?\d{1,20}(e-?\d{1,3})?)(:(?P<scored>\d{1,4}(\+\d{1,4})*))?", re.ASCII
+)
+
+# field of ClaaFlags -> what may be written, with unit, range and default; --help and the errors share it.
+HELP: dict[str, str] = {
+    "keep_rate": "share of the prompt tokens that go on to the late layers: above 0, at most 1 (default 0.2)",
+    "prune_layer": "layer after whose MLP tokens are dropped: 0 to L-2 of a model's L (default L//2 - 1)",
+    "score_layers": (
+        "layers whose attention ranks the tokens, none above the prune layer: a count n, such as 4, for the "
+        "last n up to the prune layer, or an ascending list, such as 8,12,14,17; one layer alone is written "
+        "with a comma, such as 14, (default 4, or fewer where the prune layer is below 3)"
+    ),
+    "schedule": (
+        "prune steps, instead of one prune layer, keep rate and score layers: layer:rate for each step, such as "
+        "14:0.4,20:0.15, layers ascending and rates (shares of the whole prompt) descending; layers that rank may "
+        "follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, above the previous one)"
+    ),
+    "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
+    "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
+    "ranker": f"what ranks the prompt tokens: {spec.HELP} (default claa)",
+    "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
+    "policy": (
+        "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
+        "prompt that can be (default auto)"
+    ),
+    "profile": "JSON file with these values, as a calibration writes it; an explicit flag wins over it",
+}
+
+
+class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator typed; None means not given. HELP says what each may be."""
+
+    keep_rate: float | None = None
+    prune_layer: int | None = None
+    score_layers: str | None = None
+    schedule: str | None = None
+    window: int | None = None
+    pool_kernel: int | None = None
+    ranker: str | None = None
+    min_prompt_tokens: int | None = None
+    policy: str | None = None
+    profile: str | None = None
+
+
+def resolve(flags: ClaaFlags, num_layers: int, served: ProfileModel | None = None) -> ClaaConfig:
+    """The configuration for a model of `num_layers` layers: explicit flags, then the profile, then defaults.
+
+    served: the model, which a profile must have been made for; None where only its depth is known.
+
+    A schedule gives all prune steps. Otherwise flags describe the first one, further ones come from a profile, and
+    their rates follow an explicit keep rate (`with_keep_rate`). Raises ConfigError, and nothing else, for anything
+    that cannot be used.
+    """
+    if num_layers < 2:
+        raise ConfigError(f"--enable-claa: {num_layers} layer has no late layers; run the model without CLAA")
+    profile = None if flags.profile is None else load_profile(flags.profile, num_layers, served)
+    common = _given(profile, ("window", "pool_kernel", "min_prompt_tokens"))
+    for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
+        if (value := getattr(flags, name)) is not None:
+            common[name] = _checked(name, value, kind)
+    if flags.policy is not None:
+        common["policy"] = _checked("policy", flags.policy, PolicyName)
+    if flags.ranker is not None:
+        common["ranker"] = _checked("ranker", flags.ranker, str)
+
+    origins = []
+    if flags.schedule is None:
+        steps = _steps_of(flags, profile.steps if profile is not None else (), num_layers)
+    else:
+        steps = _parse_schedule(flags)
+        origins.append(f"prune steps come from --claa-schedule {flags.schedule}: correct it")
+    if profile is not None:
+        origins.append(
+            f"values not given as flags come from --claa-profile {flags.profile}: correct it, or leave it out"
+        )
+    raw = {"steps": steps, "num_layers": num_layers, "profile": flags.profile, **common}
+    try:
+        config = msgspec.convert(raw, ClaaConfig)
+        if flags.keep_rate is not None:
+            config = config.with_keep_rate(_checked("keep_rate", flags.keep_rate, KeepRate))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{error} ({'; '.join(origins)})" if origins else str(error)) from error
+    return config
+
+
+def _steps_of(flags: ClaaFlags, profile_steps: tuple[ProfileStep, ...], num_layers: int) -> list[dict[str, Any]]:
+    """The prune steps of flags and profile, each as the fields of a PruneStep."""
+    names = ("prune_layer", "keep_rate", "score_layers")
+    first, *later = [_given(step, names) for step in profile_steps or (ProfileStep(),)]
+    first.setdefault("keep_rate", DEFAULT_KEEP_RATE)
+    if flags.prune_layer is not None:
+        first["prune_layer"] = _checked("prune_layer", flags.prune_layer, Layer)
+    prune_layer = first.setdefault("prune_layer", num_layers // 2 - 1)
+    if flags.score_layers is not None:
+        first["score_layers"] = _parse_score_layers(flags.score_layers, prune_layer)
+    elif "score_layers" not in first:
+        first["score_layers"] = _last_layers(min(DEFAULT_SCORED, prune_layer + 1), prune_layer)
+    return [first, *later]
+
+
+def _given(record: msgspec.Struct | None, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the named values that a profile record gives."""
+    values = {} if record is None else {name: getattr(record, name) for name in names}
+    return {name: value for name, value in values.items() if value is not UNSET}
+
+
+def _flag(name: str) -> str:
+    return "--claa-" + name.replace("_", "-")
+
+
+def _checked(name: str, value: object, kind: Any) -> Any:
+    """`value` if it has the type and range of `kind`; else ConfigError with the flag's own help."""
+    try:
+        return msgspec.convert(value, kind)
+    except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
+        raise ConfigError(f"{_flag(name)} {value!r}: {error}. Give the {HELP[name]}") from error
+
+
+def _last_layers(count: int, prune_layer: int) -> tuple[int, ...]:
+    return tuple(range(prune_layer - count + 1, prune_layer + 1))
+
+
+def _parse_score_layers(text: object, prune_layer: int) -> tuple[int, ...]:
+    """Parse `4` as a count, `8,12` and `14,` as lists; lists are checked against the prune layer later."""
+    problem = ConfigError(f"--claa-score-layers {text!r}: give the {HELP['score_layers']}")
+    if not isinstance(text, str):
+        raise problem
+    parts = [part.strip() for part in text.split(",")]
+    is_list = len(parts) > 1
+    if is_list and parts[-1] == "":
+        parts.pop()
+    if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+        raise problem
+    numbers = tuple(int(part) for part in parts)
+    if is_list:
+        return numbers
+    if not 1 <= numbers[0] <= prune_layer + 1:
+        raise ConfigError(
+            f"--claa-score-layers {text}: a count must be 1 to {prune_layer + 1}, for the last layers up to "
+            f"the prune layer {prune_layer}; layer {numbers[0]} alone is written {numbers[0]},"
+        )
+    return _last_layers(numbers[0], prune_layer)
+
+
+def _parse_schedule(flags: ClaaFlags) -> list[dict[str, Any]]:
+    """Parse `14:0.4,20:0.15:18+20`, each step as the fields of a PruneStep; ranges are checked later."""
+    for name in ("prune_layer", "keep_rate", "score_layers"):
+        if getattr(flags, name) is not None:
+            raise ConfigError(
+                f"--claa-schedule {flags.schedule!r} and {_flag(name)} {getattr(flags, name)!r}: a schedule says where "
+                f"to prune, by which layers and how much. Leave out {_flag(name)}, or --claa-schedule"
+            )
+    if not isinstance(flags.schedule, str) or len(flags.schedule) > MAX_QUOTED:
+        raise ConfigError(f"--claa-schedule {short(repr(flags.schedule))}: give the {HELP['schedule']}")
+    steps: list[dict[str, Any]] = []
+    previous = -1
+    for text in flags.schedule.split(","):
+        if (match := _STEP.fullmatch(text.strip())) is None:
+            raise ConfigError(
+                f"--claa-schedule {short(repr(flags.schedule))}: {short(repr(text))} is no step. Give the "
+                f"{HELP['schedule']}"
+            )
+        prune, scored = int(match["layer"]), match["scored"]
+        if scored is None:
+            layers = _last_layers(max(1, min(DEFAULT_SCORED, prune - previous)), prune)
+        else:
+            layers = tuple(int(layer) for layer in scored.split("+"))
+        steps.append({"prune_layer": prune, "keep_rate": float(match["rate"]), "score_layers": layers})
+        previous = prune
+    return steps

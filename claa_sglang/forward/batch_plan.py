@@ -1,0 +1,156 @@
+"""Who runs which layers in one forward: a host-side plan, complete before layer 0.
+
+A *level* is a stretch of layers that sees the same rows: level 0 is the early layers (the stock batch), level i the
+layers after prune step i. Every number here is a Python int known from lengths alone, so shapes never wait for the
+device; which tokens are kept is decided on the device, in `late_pass`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from claa_sglang.requests.state import RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One request's rows at one level.
+
+    Attributes:
+        request: index of the request in the batch.
+        start, end: its rows among the level's rows, in batch order.
+        row: its row of the widened request table at this level.
+        prefix_len: KV entries of that row written before this forward.
+        seq_len: KV entries of that row after this forward.
+        state: the request's CLAA state when it is pruned, else None.
+        complete: whether every row of the request at this level has been computed after this forward: the whole prompt,
+            or all that was kept, and what was generated. Then it has a segment at the next level. True in decode.
+    """
+
+    request: int
+    start: int
+    end: int
+    row: int
+    prefix_len: int
+    seq_len: int
+    state: RequestState | None
+    complete: bool
+
+    @property
+    def rows(self) -> int:
+        """Number of rows this request has at this level."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """All levels of one forward. `levels[0]` covers every request; later levels leave out pruned requests whose rows at
+    the level before are not complete. A segment has no rows where all were computed in earlier forwards, or where the
+    step had no room for any. Dense requests have the same rows at every level."""
+
+    levels: tuple[tuple[Segment, ...], ...]
+    decode: bool
+
+    def rows(self, level: int) -> int:
+        """Number of rows the layers of `level` compute."""
+        segments = self.levels[level]
+        return segments[-1].end if segments else 0
+
+    @property
+    def pruned(self) -> tuple[Segment, ...]:
+        """Level-0 segments of the pruned requests: those whose boundary state is stored."""
+        return tuple(s for s in self.levels[0] if s.state is not None)
+
+    @property
+    def pruned_states(self) -> tuple[RequestState, ...]:
+        """States of the pruned requests."""
+        return tuple(s.state for s in self.levels[0] if s.state is not None)
+
+    def dense_part(self) -> BatchPlan | None:
+        """The same forward with no late rows for pruned requests; None when no dense request is in it.
+
+        Level 0 is unchanged: those rows have run.
+        """
+        levels = [self.levels[0]]
+        for level in self.levels[1:]:
+            kept, end = [], 0
+            for segment in level:
+                if segment.state is None:
+                    kept.append(replace(segment, start=end, end=end + segment.rows))
+                    end += segment.rows
+            levels.append(tuple(kept))
+        return BatchPlan(tuple(levels), self.decode) if levels[1] else None
+
+
+def plan_extend(
+    states: Sequence[RequestState | None],
+    *,
+    rows: Sequence[int],
+    prefix_lens: Sequence[int],
+    extend_lens: Sequence[int],
+    last_chunk: Sequence[bool],
+    table_stride: int,
+    num_steps: int,
+) -> BatchPlan | None:
+    """Plan a prefill batch; None when no request in it is pruned (the stock path).
+
+    Of a pruned request whose prompt is complete, the late layers compute the rows of its state's `late_spans`.
+
+    Args:
+        states: per request, its state; None or a dense state means the stock path.
+        rows: per request, its row in the stock request table.
+        prefix_lens, extend_lens: per request, tokens before and in this chunk.
+        last_chunk: per request, whether the chunk ends its prompt: every token has been, or is, in the early layers.
+        table_stride: rows of the stock table; the late row of level i is `row + i * table_stride`.
+        num_steps: prune steps of the configuration.
+    """
+    pruned = [s if s is not None and s.pruned else None for s in states]
+    if not any(pruned):
+        return None
+    levels: list[list[Segment]] = [[] for _ in range(num_steps + 1)]
+    ends = [0] * (num_steps + 1)
+    for i, state in enumerate(pruned):
+        seq_len = prefix_lens[i] + extend_lens[i]
+        complete = last_chunk[i]
+        for level in range(num_steps + 1):
+            row, prefix, length = rows[i], prefix_lens[i], seq_len
+            if state is not None and level > 0:
+                if not complete:
+                    break
+                row += level * table_stride
+                prefix, length = state.late_spans[level - 1]
+                complete = length == late_len(state, level, seq_len)
+            start, ends[level] = ends[level], ends[level] + length - prefix
+            levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete))
+    return BatchPlan(tuple(tuple(level) for level in levels), decode=False)
+
+
+def plan_decode(
+    states: Sequence[RequestState | None],
+    *,
+    rows: Sequence[int],
+    seq_lens: Sequence[int],
+    table_stride: int,
+    num_steps: int,
+) -> BatchPlan | None:
+    """Plan a decode batch, one row per request; None when none is pruned. `seq_lens` count the new token."""
+    pruned = [s if s is not None and s.pruned else None for s in states]
+    if not any(pruned):
+        return None
+    levels = []
+    for level in range(num_steps + 1):
+        segments = []
+        for i, state in enumerate(pruned):
+            row, length = rows[i], seq_lens[i]
+            if state is not None and level > 0:
+                row, length = row + level * table_stride, late_len(state, level, length)
+            segments.append(Segment(i, i, i + 1, row, length - 1, length, state, True))
+        levels.append(tuple(segments))
+    return BatchPlan(tuple(levels), decode=True)
+
+
+def late_len(state: RequestState, level: int, seq_len: int) -> int:
+    """Length of a pruned request's late row at `level` >= 1 when its stock row has `seq_len` >= prompt_tokens entries:
+    the kept prompt tokens, and every generated token."""
+    return state.kept_counts[level - 1] + seq_len - state.prompt_tokens

@@ -1,0 +1,165 @@
+"""Scores of one prune in one forward: layer after layer in, a ranking per request out.
+
+On a GPU the Triton kernels score all requests of the batch at once, and the ranking grows in place as layers are folded
+in. Elsewhere, and for other rankers than CLAA, request by request in torch. CLAA is `kernels/naive.py` in both.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.late_view import on_device
+from claa_sglang.ranking.rankers import make
+from claa_sglang.ranking.spec import RankerSpec
+from claa_sglang.requests.state import RequestState, contain
+
+SCORING = "scoring its prompt"
+
+
+class Scored(NamedTuple):
+    """A request that is about to be pruned.
+
+    Attributes:
+        request: its index in the batch.
+        first_row: row of its first window token among the queries.
+        table_row: row of the request table that lists its tokens' slots.
+        tokens: how many of them are ranked or in the window; more than the window.
+    """
+
+    request: int
+    state: RequestState
+    first_row: int
+    table_row: int
+    tokens: int
+
+
+class Scorer(Protocol):
+    """Of one prune in one forward. Failures end the requests they concern (`RequestState.fail`) and raise nothing."""
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        """Fold in one layer.
+
+        Args:
+            queries: post-RoPE, `[rows, heads, head_dim]`, all rows of the level.
+            key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included.
+            scaling: factor on the logits.
+        """
+
+    def ranking(self, request: int) -> Tensor:
+        """fp32 `[tokens - window]` of the request at this index in the batch; zeros if it failed."""
+
+
+def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Scorer:
+    """The scorer for the table's device and the requests' rankers. requests: at least one."""
+    if not table.is_cuda:
+        return TorchScorer(requests, table, config)
+    fused = [scored for scored in requests if scored.state.ranker == RankerSpec()]
+    others = [scored for scored in requests if scored.state.ranker != RankerSpec()]
+    if not others:
+        return KernelScorer(fused, table, config)
+    if not fused:
+        return TorchScorer(others, table, config)
+    return BothScorers(KernelScorer(fused, table, config), TorchScorer(others, table, config), fused)
+
+
+class BothScorers:
+    """For a batch in which some requests ask for another ranker than the kernels have; see `Scorer`."""
+
+    def __init__(self, fused: KernelScorer, others: TorchScorer, of_fused: list[Scored]) -> None:
+        self._fused, self._others = fused, others
+        self._of_fused = {scored.request for scored in of_fused}
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        self._fused.score(queries, key_buffer, scaling)
+        self._others.score(queries, key_buffer, scaling)
+
+    def ranking(self, request: int) -> Tensor:
+        return (self._fused if request in self._of_fused else self._others).ranking(request)
+
+
+class TorchScorer:
+    """Request by request, with any ranker; see `Scorer`."""
+
+    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
+        self._requests = {scored.request: scored for scored in requests}
+        self._rankers = {
+            scored.request: make(scored.state.ranker, pool_kernel=config.pool_kernel) for scored in requests
+        }
+        self._scores: dict[int, list[Tensor]] = {scored.request: [] for scored in requests}
+        self._table, self._config = table, config
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        for scored in self._requests.values():
+            with contain([scored.state], SCORING):
+                rows = slice(scored.first_row, scored.first_row + self._config.window)
+                keys = key_buffer[self._table[scored.table_row, : scored.tokens]]
+                ranker = self._rankers[scored.request]
+                self._scores[scored.request].append(ranker.score_layer(queries[rows], keys, scaling=scaling))
+
+    def ranking(self, request: int) -> Tensor:
+        scored = self._requests[request]
+        ranking = torch.zeros(scored.tokens - self._config.window, device=self._table.device)
+        with contain([scored.state], "ranking its prompt"):
+            ranking = self._rankers[request].rank(self._scores.pop(request))
+        return ranking
+
+
+class KernelScorer:
+    """CLAA of all requests of the batch at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
+
+    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
+        self._requests, self._table, self._config = requests, table, config
+        self._first_layer = True
+        counts = [scored.tokens - config.window for scored in requests]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        self._spans = {
+            scored.request: slice(start, start + count)
+            for scored, start, count in zip(requests, starts, counts, strict=True)
+        }
+        self._max_tokens = max(scored.tokens for scored in requests)
+        first_rows, table_rows = [s.first_row for s in requests], [s.table_row for s in requests]
+        self._described = on_device(
+            [first_rows, table_rows, [s.tokens for s in requests], starts], torch.int32, table.device
+        )
+        self._ranking = torch.zeros(sum(counts), device=table.device)
+
+    def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        with contain([scored.state for scored in self._requests], SCORING):
+            self.fold(self.mass(queries, key_buffer, scaling), self._first_layer)
+            self._first_layer = False
+
+    def mass(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor:
+        """Attention mass of one layer, not pooled: fp32 `[kv_heads * positions of all requests]`."""
+        from claa_sglang.kernels.window_attention import window_mass
+
+        return window_mass(
+            queries,
+            key_buffer,
+            self._table,
+            self._described,
+            window=self._config.window,
+            scaling=scaling,
+            max_tokens=self._max_tokens,
+            positions=self._ranking.numel(),
+        )
+
+    def fold(self, mass: Tensor, first_layer: bool) -> None:
+        """Fold one layer's mass into the rankings; those of a first layer replace what they hold."""
+        from claa_sglang.kernels.fold import fold
+
+        fold(
+            mass,
+            self._described,
+            self._ranking,
+            window=self._config.window,
+            pool_kernel=self._config.pool_kernel,
+            max_tokens=self._max_tokens,
+            first_layer=first_layer,
+        )
+
+    def ranking(self, request: int) -> Tensor:
+        return self._ranking[self._spans[request]]

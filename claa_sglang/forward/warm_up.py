@@ -1,0 +1,63 @@
+"""Compile the GPU kernels for this model before the first request: on it, a second or two would count as its TTFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.scorers import KernelScorer, Scored
+from claa_sglang.memory.boundary import BoundaryStore
+from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.state import RequestState
+
+
+def warm_up(
+    key_buffer: Tensor, heads: int, table: Tensor, boundaries: Sequence[BoundaryStore], config: ClaaConfig
+) -> None:
+    """Run every kernel once on next to nothing; does nothing where there is no GPU.
+
+    Args:
+        key_buffer: keys of one layer, `[slots, kv_heads, head_dim]`.
+        heads: query heads of this rank.
+        table: the widened request table; its row 0 belongs to no request, and slot 0, which it lists, to nobody.
+        boundaries: the boundary stores.
+
+    Raises what Triton raises, if a kernel does not compile or run.
+    """
+    if not table.is_cuda:
+        return
+    state = RequestState.dense_request(RequestOptions(), 0, "warm-up")
+    scorer = KernelScorer([Scored(0, state, 0, 0, config.window + 1)], table, config)
+    # Of one request with one position before its window.
+    queries = key_buffer.new_zeros(config.window, heads, key_buffer.shape[-1])
+    mass = torch.zeros(key_buffer.shape[1], device=table.device)
+    slot = torch.zeros(1, dtype=torch.int64, device=table.device)
+
+    def fold() -> None:
+        for first_layer in (True, False):
+            scorer.fold(mass, first_layer)
+
+    def move(boundary: BoundaryStore) -> None:
+        boundary.store(slot, *boundary.load(slot))
+
+    _side_by_side(
+        [lambda: scorer.mass(queries, key_buffer, 1.0), fold, *(partial(move, boundary) for boundary in boundaries)]
+    )
+
+
+def _side_by_side(works: Sequence[Callable[[], object]]) -> None:
+    """Each in a thread: most of a compilation is spent in LLVM, ptxas and a C compiler, outside Python."""
+    stream = torch.cuda.current_stream()
+
+    def run(work: Callable[[], object]) -> None:
+        with torch.cuda.stream(stream):  # of a new thread, device and stream are the first ones
+            work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(run, work) for work in works]:
+            done.result()

@@ -1,0 +1,236 @@
+"""Rankers of prompt tokens behind one interface: the same code in the server and in an offline study.
+
+Score, select and move are three things. A ranker scores: first each scored layer by itself (`score_layer`), then all
+of them into one ranking (`rank`). `selection.select` makes positions of a ranking and a budget; forward/late_pass.py
+moves rows.
+
+`score_layer` computes one of a few *statistics* of a layer's attention, before any pooling or folding. Rankers with the
+same statistic differ in `rank` alone, so a study stores each statistic once and ranks as often as it likes.
+The same rankers with plain loops are tests/naive_rankers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from claa_sglang.kernels.scoring import window_scores
+from claa_sglang.ranking import selection
+from claa_sglang.ranking.spec import RankerSpec
+
+GEMFILTER_POOL = 5
+SINKS = 4  # tokens at the start that Uniform always prefers
+
+Statistic = Literal["window_mass", "last_mass", "last_logits", "nothing"]
+
+
+class Ranker(Protocol):
+    """Ranks the prompt tokens before the window. Device-agnostic; no call waits for the GPU, but Uniform's copy.
+
+    statistic: names the function in STATISTICS that `score_layer` is.
+    """
+
+    @property
+    def statistic(self) -> Statistic: ...
+
+    def score_layer(self, q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+        """Score one layer.
+
+        q: [W, heads, d] post-RoPE queries of the last W prompt tokens; k: [N, kv_heads, d] post-RoPE keys of the
+        prompt, N > W. scaling: factor on the logits. Returns fp32 [rows, N-W]; rows are KV heads, or fewer.
+        """
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        """Fold the scores of the scored layers (at least one, in layer order) into one ranking.
+
+        Returns fp32 [N-W], higher is more important. NaN stays NaN, which `selection.select` counts as -inf.
+        """
+
+
+def window_mass(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [kv_heads, N-W]: softmax mass each token gets from the window, summed over window and GQA group.
+
+    Steps 1, 2 and 4 of CLAA, without the pooling: `scoring.window_scores` with a pool of 1.
+    """
+    return window_scores(q, k, scaling=scaling, pool_kernel=1)
+
+
+def last_mass(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [kv_heads, N-W]: softmax mass each token gets from the last query alone, summed over the GQA group.
+
+    The softmax is over all N keys; the window's columns are dropped as in `window_mass`.
+    """
+    return window_scores(q[-1:], k, scaling=scaling, pool_kernel=1)[:, : k.shape[0] - q.shape[0]]
+
+
+def last_logits(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [1, N-W]: raw q.k of the last query, summed over heads, then averaged over 5 positions.
+
+    As published the average runs over all N keys, zero padding counted; only then the window is dropped. `scaling` is
+    ignored: a positive factor does not change an order.
+    """
+    window, heads, dim = q.shape
+    tokens, kv_heads, _ = k.shape
+    grouped = (
+        q[-1].float().view(kv_heads, heads // kv_heads, dim).sum(dim=1)
+    )  # the sum over heads of q.k is linear in q
+    logits = torch.einsum("hd,nhd->n", grouped, k.float())
+    return _pool(logits[None], GEMFILTER_POOL)[:, : tokens - window]
+
+
+def nothing(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [0, N-W]: no row; only the number of positions."""
+    return torch.empty(0, k.shape[0] - q.shape[0], device=k.device)
+
+
+STATISTICS: dict[Statistic, Callable[..., Tensor]] = {
+    "window_mass": window_mass,
+    "last_mass": last_mass,
+    "last_logits": last_logits,
+    "nothing": nothing,
+}
+
+
+class _Scored:
+    """`score_layer` as the statistic that a class names."""
+
+    statistic: ClassVar[Statistic]
+
+    def score_layer(self, q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+        return STATISTICS[self.statistic](q, k, scaling=scaling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claa(_Scored):
+    """CLAA: max over layers and KV heads of the z-scored, pooled attention mass of the window.
+
+    With s[l, h] the `window_mass` of layer l and KV head h, as the paper has it:
+        `rank = max over l, h of z(pool_7(s[l, h]))`, z(x) = (x - mean) / (std + 1e-8), unbiased std over positions.
+    Source: arXiv 2602.16054; the authors' BradMcDanel/kv-exps, FastKV/baseline/claa. The default is, bit for bit,
+    `scoring.window_scores` folded by `selection.rank`.
+
+    Switches, for ablations:
+        zscore: False leaves z out; rows of large mass then win.
+        heads: "sum" adds the KV heads of a layer before z, leaving it one row: `max over l of z(sum over h of ...)`.
+        pool: "after" pools the finished ranking instead of each row.
+        pool_kernel: odd, in positions; zero padding counted.
+    Which layers, and how many, is the caller's choice of scores.
+    """
+
+    statistic: ClassVar[Statistic] = "window_mass"
+
+    zscore: bool = True
+    heads: Literal["max", "sum"] = "max"
+    pool: Literal["before", "after"] = "before"
+    pool_kernel: int = 7
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        rows = [_pool(layer, self.pool_kernel) for layer in scores] if self.pool == "before" else list(scores)
+        if self.heads == "sum":
+            rows = [layer.sum(dim=0, keepdim=True) for layer in rows]
+        folded = selection.rank(rows) if self.zscore else _largest(rows)
+        return _pool(folded[None], self.pool_kernel)[0] if self.pool == "after" else folded
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastQuery(Claa):
+    """CLAA with the last prompt token's query instead of the window's W.
+
+    The fold is CLAA's, switches included, so that a comparison with CLAA shows what the window brings and nothing else.
+    """
+
+    statistic: ClassVar[Statistic] = "last_mass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastKV(_Scored):
+    """FastKV's token-selective propagation: the last scored layer alone, summed over KV heads.
+
+    `rank = sum over h of pool_7(s[l, h])`, s the `window_mass` of the last scored layer l.
+    Source: arXiv 2502.01068; dongwonjo/FastKV, `update_kv` at the TSP layer.
+    """
+
+    statistic: ClassVar[Statistic] = "window_mass"
+
+    pool_kernel: int = 7
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        return _pool(scores[-1].sum(dim=0, keepdim=True), self.pool_kernel)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemFilter(_Scored):
+    """GemFilter's selection: raw logits of the last query in the last scored layer.
+
+    `rank = pool_5(sum over query heads of q[N-1] . k)`, no softmax; see `last_logits`.
+    Source: arXiv 2409.17422; SalesforceAIResearch/GemFilter, `standard_dis_index`. Only its ranking: GemFilter then
+    runs all layers again on the kept tokens with new positions, which here keep theirs, as with every ranker.
+    """
+
+    statistic: ClassVar[Statistic] = "last_logits"
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        return scores[-1][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(_Scored):
+    """The first tokens, the window (which `select` always keeps) and a random sample of the middle: a floor.
+
+    Deterministic in the number of ranked positions, and the same on every device.
+    Source: the uniform baseline of BradMcDanel/kv-exps, which keeps the first 64 and the last 256; at the budgets of
+    short prompts nothing would be left for the middle, so the first 4 here (attention sinks, arXiv 2309.17453).
+    """
+
+    statistic: ClassVar[Statistic] = "nothing"
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        positions = scores[0].shape[-1]
+        values = torch.rand(positions, generator=torch.Generator().manual_seed(positions))
+        values[:SINKS] = 1.0
+        return values.to(scores[0].device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given(_Scored):
+    """A ranking made elsewhere, such as the oracle's: fp32 [N-W], whatever the layers say."""
+
+    statistic: ClassVar[Statistic] = "nothing"
+
+    ranking: Tensor
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        positions = scores[0].shape[-1]
+        if self.ranking.shape != (positions,):
+            raise ValueError(
+                f"given ranking {tuple(self.ranking.shape)} does not fit a prompt with {positions} tokens before its "
+                "window; give one value for each of them"
+            )
+        return self.ranking.to(scores[0].device, torch.float32)
+
+
+def make(spec: RankerSpec, *, pool_kernel: int = 7) -> Ranker:
+    """The ranker that `spec.parse` read. pool_kernel: odd, in positions; a kernel in the spec wins over it."""
+    kernel = spec.kernel or pool_kernel
+    if spec.name in ("claa", "last-query"):
+        kind = Claa if spec.name == "claa" else LastQuery
+        return kind(zscore=spec.zscore, heads=spec.heads, pool=spec.pool, pool_kernel=kernel)
+    if spec.name == "fastkv":
+        return FastKV(pool_kernel=kernel)
+    return GemFilter() if spec.name == "gemfilter" else Uniform()
+
+
+def _pool(rows: Tensor, kernel: int) -> Tensor:
+    """[rows, positions] averaged over positions, stride 1, zero padding counted; as in `window_scores`."""
+    return F.avg_pool1d(rows, kernel, stride=1, padding=kernel // 2, count_include_pad=True)
+
+
+def _largest(layers: Sequence[Tensor]) -> Tensor:
+    """Maximum over all rows; a row with a non-finite score counts as -inf, as in `selection.rank`."""
+    rows = torch.cat(list(layers))
+    return rows.masked_fill(~rows.isfinite().all(dim=-1, keepdim=True), -torch.inf).amax(dim=0)

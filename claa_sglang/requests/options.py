@@ -1,0 +1,124 @@
+"""What one request may ask of CLAA, read from `custom_params["claa"]`.
+
+Host-side only: no torch, no SGLang. The values come from an untrusted HTTP body, so nothing here raises
+anything but RequestError, and nothing is coerced: `true` is not a number and `"0.4"` is not one either.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from claa_sglang.ranking import spec
+
+KeepRate = Annotated[float, Meta(gt=0, le=1)]
+PolicyName = Literal["auto", "always"]
+Positions = Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(min_length=1)]
+
+# key -> (type, what a user may write); the one source for validation and for the error text.
+_KEYS: dict[str, tuple[Any, str]] = {
+    "enabled": (bool, "true or false; default true"),
+    "keep_rate": (KeepRate | None, "a number above 0 and at most 1; default the server's --claa-keep-rate"),
+    "policy": (PolicyName | None, '"auto" or "always"; default the server\'s --claa-policy'),
+    "ranker": (str | None, "a ranker such as claa or fastkv; default the server's --claa-ranker"),
+    "keep": (Positions | None, "ascending prompt positions; default those of the ranking"),
+    "return_kept": (bool, "true or false; default false"),
+}
+
+
+class RequestError(ValueError):
+    """The request asks for something CLAA does not offer. The text names the key and its range (HTTP 400)."""
+
+
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one request.
+
+    enabled: False runs the request dense, as stock would.
+    keep_rate: share of prompt tokens kept by the first prune step, in (0, 1]; None means the server's own.
+    policy: "auto" prunes only where that is expected to be faster, "always" does; None means the server's own.
+    ranker: what ranks its tokens, as `spec.parse` reads it; None means the server's own.
+    keep: prompt positions to keep beside the window, ascending; None to rank.
+    return_kept: report the kept positions in `meta_info["claa"]`.
+    """
+
+    enabled: bool = True
+    keep_rate: KeepRate | None = None
+    policy: PolicyName | None = None
+    ranker: str | None = None
+    keep: Positions | None = None
+    return_kept: bool = False
+
+
+def parse_options(custom_params: object) -> RequestOptions:
+    """Read and validate `custom_params["claa"]`.
+
+    None, a mapping without "claa", and `"claa": null` give the defaults; other keys of `custom_params` belong
+    to somebody else and are not looked at. Raises RequestError naming the key and the allowed values, and
+    nothing else.
+    """
+    if custom_params is None:
+        return RequestOptions()
+    if not isinstance(custom_params, Mapping):
+        raise RequestError(f"custom_params: expected an object, got {show(custom_params)}")
+    raw = custom_params.get("claa")
+    if raw is None:
+        return RequestOptions()
+    if not isinstance(raw, Mapping):
+        raise RequestError(f"custom_params.claa: expected an object, got {show(raw)}. {_allowed()}")
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if not isinstance(key, str) or key not in _KEYS:
+            raise RequestError(f"custom_params.claa: unknown key {show(key)}. {_allowed()}")
+        kind, text = _KEYS[key]
+        try:
+            values[key] = msgspec.convert(value, kind)
+        except ValueError as error:  # ValidationError, or UnicodeEncodeError for a lone surrogate
+            raise RequestError(f"custom_params.claa.{key}: got {show(value)}, must be {text}") from error
+    options = RequestOptions(**values)
+    _check_together(options)
+    return options
+
+
+def _check_together(options: RequestOptions) -> None:
+    """What the types do not say. Raises RequestError."""
+    if options.ranker is not None:
+        try:
+            spec.parse(options.ranker)
+        except spec.RankerError as error:
+            raise RequestError(f"custom_params.claa.ranker: {error}") from error
+    if options.keep is None:
+        return
+    if options.keep_rate is not None or options.ranker is not None:
+        raise RequestError("custom_params.claa.keep: says what is kept; leave out keep_rate and ranker beside it")
+    if any(a >= b for a, b in zip(options.keep, options.keep[1:], strict=False)):
+        raise RequestError("custom_params.claa.keep: positions must ascend, each once; sort them")
+
+
+def check_keep(options: RequestOptions, prompt_tokens: int) -> None:
+    """Raises RequestError where `keep` names positions that a prompt of this length does not have."""
+    if options.keep is not None and options.keep[-1] >= prompt_tokens:
+        raise RequestError(
+            f"custom_params.claa.keep: position {options.keep[-1]} is beyond the prompt of {prompt_tokens} tokens"
+        )
+
+
+def allowed_keys() -> dict[str, str]:
+    """Every key of `custom_params["claa"]`, and what it may be, in words."""
+    return {key: text for key, (_, text) in _KEYS.items()}
+
+
+def _allowed() -> str:
+    return "Allowed keys: " + "; ".join(f"{key} ({text})" for key, text in allowed_keys().items())
+
+
+def show(value: object) -> str:
+    """A short, printable rendering that cannot fail: the value is the client's, the text an HTTP body."""
+    try:
+        text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+        return f"{text[:100]} ({type(value).__name__})"
+    except Exception:  # e.g. an int beyond the interpreter's digit limit, or a __repr__ that raises
+        return f"a value of type {type(value).__name__}"

@@ -1,0 +1,96 @@
+"""What a finished request reports: `meta_info["claa"]`, and the same in the metadata of OpenAI responses."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from claa_sglang.requests.state import RequestState
+
+KEY = "claa"  # of meta_info, of metadata, and of /server_info
+CHOSEN = "chosen by --claa-policy auto"
+
+Report = dict[str, Any]
+
+
+def build_report(state: RequestState, cached_tokens: int) -> Report:
+    """The report of a request, as JSON values. Counts are in prompt tokens.
+
+    `policy` is there where the policy chose, and `reason` then has its estimates.
+    cached_tokens: prompt tokens that were in the prefix cache when the request was first scheduled.
+    With several prune steps the top-level values are the first step's, and `steps` lists all. With
+    `options.return_kept`, `kept` are the kept prompt positions, ascending; that copies them from the device
+    (one wait, for requests that ask). Positions of a step that was not ranked (an early abort) are left out.
+    """
+    if not state.pruned:
+        return {
+            "pruned": False,
+            "reason": state.reason,
+            **_policy(state),
+            "prompt_tokens": state.prompt_tokens,
+            "kept_tokens": state.prompt_tokens,
+            "early_cached_tokens": cached_tokens,
+        }
+    steps = [_step(state, index) for index in range(len(state.steps))]
+    report: Report = {
+        "pruned": True,
+        **({} if state.choice is None else {"reason": state.choice}),
+        **_policy(state),
+        "prompt_tokens": state.prompt_tokens,
+        "early_cached_tokens": cached_tokens,
+        "late_computed_tokens": state.late_computed_tokens,
+        "ranker": "given" if state.options.keep is not None else str(state.ranker),
+        **steps[0],
+    }
+    if len(steps) > 1:
+        report["steps"] = steps
+    return report
+
+
+def shown(report: Report, cache_report: bool) -> Report:
+    """`report` for a route where cached counts are shown with `cache_report` alone, as they tell what others asked.
+
+    Without it, the cached tokens and the policy's estimates, which follow from them, are left out. Whether the request
+    was pruned stays.
+    """
+    if cache_report:
+        return report
+    kept = {key: value for key, value in report.items() if key != "early_cached_tokens"}
+    return {**kept, "reason": CHOSEN} if "policy" in report else kept
+
+
+def with_metadata(text: str, report: Report) -> str:
+    """`text`, which ends with a JSON object, with `report` in the object's `metadata`; the rest as it was written."""
+    end = text.rindex("}")
+    metadata = json.dumps({"metadata": {KEY: report}}, separators=(",", ":"))
+    return f"{text[:end]},{metadata[1:]}{text[end + 1 :]}"
+
+
+def safe_report(state: RequestState | None, cached_tokens: int) -> Report | None:
+    """As `build_report`, but it never raises: a report is not worth a server. None without a state."""
+    if state is None:
+        return None
+    try:
+        return build_report(state, cached_tokens)
+    except Exception as error:  # noqa: BLE001
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _policy(state: RequestState) -> Report:
+    """Marks a report whose `reason` has the policy's estimates."""
+    return {} if state.choice is None else {"policy": "auto"}
+
+
+def _step(state: RequestState, index: int) -> Report:
+    step = state.steps[index]
+    values: Report = {
+        "kept_tokens": state.kept_counts[index],
+        "keep_rate": step.keep_rate if state.options.keep is None else None,
+        "prune_layer": step.prune_layer,
+        "score_layers": list(step.score_layers),
+    }
+    kept = state.kept[index]
+    if state.options.return_kept and kept is not None:
+        values["kept"] = kept.tolist()
+    return values

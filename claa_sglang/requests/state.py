@@ -1,0 +1,113 @@
+"""What CLAA knows about one request, kept on SGLang's request object for as long as the request lives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from claa_sglang.config.budget import kept_count
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.ranking.spec import RankerSpec, parse
+from claa_sglang.requests.options import RequestOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RequestState:
+    """One request's plan and outcome, in the scheduler process.
+
+    Attributes:
+        options: what the client asked for.
+        prompt_tokens: length N of the prompt; generated tokens are not counted, also after a retraction.
+        steps: the prune steps, with the request's own keep rate.
+        reason: why the request runs dense; None when it is pruned.
+        ranker: what ranks its tokens.
+        is_open: whether the policy may still send the request the dense way: until it has its row.
+        choice: why the policy prunes it, or runs it dense; None where nothing was chosen.
+        prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
+        dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
+        kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.
+        kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
+            request resumes with the positions it had, so its answer does not change.
+        late_computed_tokens: prompt rows that ran through the first late layer.
+        late_spans: per step, the rows [start, end) after it that the forward being scheduled computes: of its kept
+            prompt tokens, then those generated before a retraction. A long late prefill takes several forwards; rows
+            after a step begin when those before it are complete. (0, 0) until they begin, and again when the late
+            slots are given back.
+        last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
+            the prompt's last token; late slots own it.
+        error: what went wrong in this request's own computation; the scheduler ends it with this text.
+    """
+
+    options: RequestOptions
+    prompt_tokens: int
+    steps: tuple[PruneStep, ...] = ()
+    reason: str | None = None
+    ranker: RankerSpec = field(default_factory=RankerSpec)
+    is_open: bool = False
+    choice: str | None = None
+    prefix_uses: float | None = None
+    dense_new_tokens: tuple[int, int] | None = None
+    kept_counts: tuple[int, ...] = ()
+    kept: list[Tensor | None] = field(default_factory=list)
+    late_computed_tokens: int = 0
+    late_spans: list[tuple[int, int]] = field(default_factory=list)
+    last_slot: Tensor | None = None
+    error: str | None = None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether late layers see only the kept tokens. False means: the stock path, untouched."""
+        return self.reason is None
+
+    def fail(self, doing: str, error: Exception) -> None:
+        """Have this request end with an error. The first failure is the cause; what follows from it is only logged."""
+        self.error = self.error or f"CLAA failed while {doing}: {type(error).__name__}: {error}"
+        logger.error("CLAA failed while %s", doing, exc_info=error)
+
+    @classmethod
+    def pruned_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:
+        """State of a request that is pruned as `config` says, or as the request itself asks."""
+        steps = config.steps if options.keep_rate is None else config.with_keep_rate(options.keep_rate).steps
+        counts = tuple(kept_count(prompt_tokens, s.keep_rate, config.window) for s in steps)
+        if options.keep is not None:
+            counts = (len(given_positions(options.keep, prompt_tokens, config.window)),) * len(steps)
+        return cls(
+            options,
+            prompt_tokens,
+            steps,
+            ranker=parse(options.ranker or config.ranker),
+            # Positions that a client gives are its own choice of what is kept.
+            is_open=(options.policy or config.policy) == "auto" and options.keep is None,
+            kept_counts=counts,
+            kept=[None] * len(steps),
+            late_spans=[(0, 0)] * len(steps),
+        )
+
+    @classmethod
+    def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:
+        """State of a request that takes the stock path because of `reason`."""
+        return cls(options, prompt_tokens, reason=reason)
+
+
+def given_positions(keep: Sequence[int], prompt_tokens: int, window: int) -> list[int]:
+    """What is kept of a prompt where a client says so: its positions, ascending, and the window."""
+    tail = range(max(0, prompt_tokens - window), prompt_tokens)
+    return [position for position in keep if position < tail.start] + list(tail)
+
+
+@contextmanager
+def contain(states: Iterable[RequestState], doing: str) -> Iterator[None]:
+    """A failure inside ends these requests with an error, and nothing else: not their batch, not the server."""
+    try:
+        yield
+    except Exception as error:
+        for state in states:
+            state.fail(doing, error)

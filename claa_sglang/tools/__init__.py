@@ -1,0 +1,1 @@
+"""What a machine without a GPU or a model hub needs."""

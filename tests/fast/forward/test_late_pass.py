@@ -1,0 +1,310 @@
+"""One forward of a mixed batch, one and two prune steps, against plain loops (late_world)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from claa_sglang.config.config import PruneStep
+from claa_sglang.memory.admission import chunk_len
+from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, WIDTH, WINDOW, Request, World, check
+
+STEPS = pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
+TWO_ONLY = pytest.mark.parametrize("steps", [TWO_STEPS], ids=["two-steps"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tensors are tiny: on a busy machine threads waiting for each other would take nearly all of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def kept(request: Request) -> list[list[int]]:
+    assert request.state is not None
+    return [k.tolist() for k in request.state.kept if k is not None]
+
+
+def rows(text: int, positions: list[int] | range) -> list[list[float]]:
+    """Rows that ran through every layer."""
+    return [[text, p, LAYERS] for p in positions]
+
+
+def prefill(world: World, request: Request, *chunks: int) -> torch.Tensor:
+    out = torch.empty(0)
+    for chunk in [*chunks, request.total - request.length - sum(chunks)]:
+        out = world.extend([(request, chunk)])[request]
+        check(world, [request])
+    return out
+
+
+# --- what survives a prune ---
+
+
+@STEPS
+@pytest.mark.parametrize("prompt", [1, 3, WINDOW, WINDOW + 1, 2 * WINDOW + 1, 17, 40])
+def test_a_cold_prompt(steps: tuple[PruneStep, ...], prompt: int) -> None:
+    world = World(steps)
+    request = world.add(text=1, prompt=prompt)
+    out = prefill(world, request)
+    # Only the row the next token comes from.
+    assert out[-1:].tolist() == rows(1, [prompt - 1]) and not out[:-1].any()
+    assert [len(k) for k in kept(request)] == list(request.state.kept_counts)
+    visible = (prompt, *request.state.kept_counts)
+    assert len(world.agreed) == sum(visible[i + 1] < visible[i] for i in range(len(steps)))
+
+
+@STEPS
+@pytest.mark.parametrize("hit", [1, 13, 20 - WINDOW])
+def test_a_prefix_hit_gives_the_rows_of_a_cold_prompt(steps: tuple[PruneStep, ...], hit: int) -> None:
+    world = World(steps)
+    cold = world.add(text=2, prompt=20)
+    out = prefill(world, cold)
+    crossed = world.read
+    warm = world.add(text=2, prompt=20)
+    world.hit(warm, cold, hit)
+    assert torch.equal(prefill(world, warm)[-1], out[-1])
+    assert kept(warm) == kept(cold)
+    for layer in range(LAYERS):
+        assert world.read[layer][warm.row] == crossed[layer][cold.row]
+
+
+@STEPS
+@pytest.mark.parametrize("chunks", [(16,), (1, 15), (5, 5, 6)], ids=str)
+def test_chunks_give_the_rows_of_one(steps: tuple[PruneStep, ...], chunks: tuple[int, ...]) -> None:
+    world = World(steps)
+    whole, cut = world.add(text=3, prompt=20), world.add(text=3, prompt=20)
+    assert torch.equal(prefill(world, whole)[-1], prefill(world, cut, *chunks)[-1])
+    assert kept(whole) == kept(cut)
+
+
+@STEPS
+def test_a_prefix_shared_by_two_questions_shows_neither_the_others_late_state(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    donor = world.add(text=4, prompt=30)
+    prefill(world, donor)
+    short, long = world.add(text=4, prompt=22), world.add(text=4, prompt=28, keep_rate=0.9)
+    for request in (short, long):
+        world.hit(request, donor, 15)
+    world.extend([(short, 7), (long, 13)])
+    check(world, [short, long])
+    for _ in range(3):
+        world.decode([donor, long, short])
+        check(world, [donor, short, long])
+
+
+@STEPS
+def test_keeping_everything_needs_no_ranking(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    request = world.add(text=1, prompt=20, keep_rate=1.0)
+    prefill(world, request, 10)
+    assert kept(request) == [list(range(20))] * len(steps)
+    assert world.agreed == []
+    world.decode([request])
+    check(world, [request])
+
+
+# --- batches ---
+
+
+@STEPS
+def test_a_mixed_batch(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    donor, dense_donor = world.add(text=1, prompt=24), world.add(text=5, prompt=9, pruned=False)
+    world.extend([(donor, 24), (dense_donor, 9)])
+    check(world, [donor, dense_donor])
+    resumed = world.retract(generate(world, donor, 3))
+
+    warm, middle, cold = world.add(text=1, prompt=20), world.add(text=2, prompt=30), world.add(text=3, prompt=11)
+    dense, dense_warm = world.add(text=4, prompt=7, pruned=False), world.add(text=5, prompt=12, pruned=False)
+    world.hit(warm, donor=_still(world, warm), length=16)
+    world.hit(dense_warm, dense_donor, 9)
+    out = world.extend([(dense, 7), (middle, 12), (warm, 4), (dense_warm, 2), (cold, 11), (resumed, 27)])
+    check(world, [dense, middle, warm, dense_warm, cold, resumed])
+    assert out[dense].tolist() == rows(4, range(7))
+    assert out[dense_warm].tolist() == rows(5, [9, 10])  # a dense request in the middle of its prompt has all its rows
+    assert not out[middle].any()
+    for request, last in ((warm, 19), (cold, 10), (resumed, 26)):
+        assert out[request][-1:].tolist() == rows(request.text, [last]) and not out[request][:-1].any()
+
+    world.extend([(middle, 18), (dense_warm, 1)])
+    check(world, [middle, dense_warm])
+    out_decode = world.decode([dense_warm, middle, resumed, dense, cold])
+    check(world, [dense_warm, middle, resumed, dense, cold])
+    assert out_decode.tolist() == [[5, 12, LAYERS], [2, 30, LAYERS], [1, 27, LAYERS], [4, 7, LAYERS], [3, 11, LAYERS]]
+
+
+def generate(world: World, request: Request, count: int) -> Request:
+    for _ in range(count):
+        world.decode([request])
+        check(world, [request])
+    return request
+
+
+def _still(world: World, like: Request) -> Request:
+    """A finished request of the same text, as the tree remembers it."""
+    donor = world.add(text=like.text, prompt=like.prompt)
+    prefill(world, donor)
+    return donor
+
+
+@STEPS
+def test_chunks_in_the_middle_alone_reach_no_late_layer(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    first, second = world.add(text=1, prompt=20), world.add(text=2, prompt=20)
+    world.extend([(first, 5), (second, 9)])
+    check(world, [first, second])
+    assert world.last is not None and not world.last.has_late_rows and world.prepared == [] and world.agreed == []
+    assert kept(first) == kept(second) == []
+
+
+# --- retraction ---
+
+
+@STEPS
+@pytest.mark.parametrize("chunks", [(), (7,), (22,)], ids=str)
+def test_a_resumed_request_keeps_what_it_kept_and_all_it_generated(
+    steps: tuple[PruneStep, ...], chunks: tuple[int, ...]
+) -> None:
+    world = World(steps)
+    request = world.add(text=2, prompt=20)
+    prefill(world, request)
+    before = kept(request)
+    resumed = world.retract(generate(world, request, 5))
+    out = prefill(world, resumed, *chunks)
+    assert kept(resumed) == before and world.agreed == []
+    assert out[-1].tolist() == [2, 24, LAYERS]
+    generate(world, resumed, 2)
+
+
+@STEPS
+def test_a_resumed_request_with_its_own_prefix_cached(steps: tuple[PruneStep, ...]) -> None:
+    # The whole prompt and some of the answer are in the tree: fewer rows than the prompt had are computed.
+    world = World(steps)
+    request, donor = world.add(text=2, prompt=20), world.add(text=2, prompt=26)
+    prefill(world, donor)
+    prefill(world, request)
+    resumed = world.retract(generate(world, request, 5))
+    world.hit(resumed, donor, 22)
+    assert prefill(world, resumed).tolist()[-1] == [2, 24, LAYERS]
+    generate(world, resumed, 2)
+
+
+# --- ranking ---
+
+
+@STEPS
+def test_scores_are_asked_for_where_somebody_is_ranked(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    request, dense = world.add(text=1, prompt=20), world.add(text=2, prompt=20, pruned=False)
+
+    def asked() -> list[tuple[int, int]]:
+        assert world.last is not None
+        return [(v, n) for v in range(len(steps) + 1) for n in range(LAYERS) if world.last.needs_scores(v, n)]
+
+    world.extend([(request, 8), (dense, 20)])
+    assert asked() == []
+    seen: list[tuple[int, int]] = []
+    world.agree = lambda ranking: seen.extend(asked()) or ranking
+    world.extend([(request, 12)])
+    # When the first ranking is agreed on, everything still is to be ranked.
+    assert set(seen) >= {(level, layer) for level, step in enumerate(steps) for layer in step.score_layers}
+    assert asked() == []  # all is known
+    world.decode([request, dense])
+    assert asked() == []
+
+
+@STEPS
+def test_the_ranking_the_ranks_agree_on_decides(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    world.agree = lambda ranking: torch.arange(len(ranking)).float()
+    request = world.add(text=1, prompt=20)
+    world.extend([(request, 20)])
+    assert kept(request) == [list(range(20 - count, 20)) for count in request.state.kept_counts]
+
+
+@TWO_ONLY
+def test_the_second_step_ranks_what_the_first_kept(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    request = world.add(text=1, prompt=40)
+    prefill(world, request)
+    first, second = kept(request)
+    assert set(second) < set(first) and first[-WINDOW:] == second[-WINDOW:] == list(range(36, 40))
+    assert [len(r) for r in world.agreed] == [40 - WINDOW, len(first) - WINDOW]
+    # Not the best of the first ranking over again: other layers have been asked.
+    again = torch.sort(world.agreed[0], descending=True).indices[: len(second) - WINDOW]
+    assert set(second[:-WINDOW]) != set(again.tolist())
+    listed = [world.table[request.row + i * STRIDE].tolist() for i in (1, 2)]
+    assert listed[1][: len(second)] == [listed[0][first.index(p)] for p in second]
+
+
+@TWO_ONLY
+def test_views_are_prepared_once_their_rows_are_known(steps: tuple[PruneStep, ...]) -> None:
+    world = World(steps)
+    request = world.add(text=1, prompt=20)
+    prefill(world, request)
+    assert [level for _, level in world.prepared] == [1, 2]
+    assert [view.seq_lens.tolist() for view, _ in world.prepared] == [[10], [5]]
+    world.decode([request])
+    assert [level for _, level in world.prepared] == [1, 2]
+    assert [view.seq_lens.tolist() for view, _ in world.prepared] == [[11], [6]]
+
+
+# --- any schedule ---
+
+
+@STEPS
+@pytest.mark.parametrize("seed", range(12))
+def test_random_schedules(steps: tuple[PruneStep, ...], seed: int) -> None:
+    world = World(steps, seed)
+    rng = world.rng
+    live: list[Request] = []
+    for _ in range(25):
+        while len(live) < 5:
+            live.append(_random_request(world, live))
+        waiting = [r for r in live if r.length < r.total]
+        ready = [r for r in live if r.length == r.total and r.total < WIDTH - 1]
+        if waiting and rng.random() < 0.6:
+            batch = rng.sample(waiting, rng.randint(1, len(waiting)))
+            chunks = []
+            for request in batch:
+                left = request.total - request.length
+                length = rng.randint(1, left) if rng.random() < 0.5 else left
+                chunks.append((request, chunk_len(length, left, WINDOW) if request.pruned else length))
+            chunks = [(r, n) for r, n in chunks if n]
+            late_rows = rng.choice([None, None, 1 if len(steps) == 1 else 5, WINDOW, 11])
+            if late_rows is not None:  # only one prompt may end in a step that may part it
+                ending = [(r, n) for r, n in chunks if r.pruned and r.length + n == r.total]
+                chunks = [chunk for chunk in chunks if chunk not in ending[1:]]
+            if any(r.pruned for r, _ in chunks):
+                world.extend(chunks, late_rows)
+                check(world, [r for r, _ in chunks])
+        elif any(r.pruned for r in ready):
+            batch = rng.sample(ready, len(ready))
+            world.decode(batch)
+            check(world, batch)
+        if rng.random() < 0.2:
+            index = rng.randrange(len(live))
+            live[index] = world.retract(live[index])
+        if rng.random() < 0.15:
+            world.release(live.pop(rng.randrange(len(live))))
+        assert world.owned_twice() == []
+    for request in live:
+        world.release(request)
+    assert world.slots.held == 0
+
+
+def _random_request(world: World, live: list[Request]) -> Request:
+    rng = world.rng
+    pruned = rng.random() < 0.7
+    prompt = rng.randint(1, 40)
+    request = world.add(rng.randrange(3), prompt, pruned, rng.choice([None, None, 0.8, 1.0, 0.01]))
+    donors = [r for r in live if r.pruned == pruned and r.text == request.text]
+    if donors and rng.random() < 0.6:
+        donor = rng.choice(donors)
+        # A hit leaves the window to be computed.
+        if (longest := min(donor.length, prompt - (WINDOW if pruned else 1))) > 0:
+            world.hit(request, donor, rng.randint(1, longest))
+    return request

@@ -1,0 +1,86 @@
+"""Per-request options: what each may be, and that every refusal names the key and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+
+import pytest
+
+from claa_sglang.requests.options import RequestError, RequestOptions, check_keep, parse_options
+
+
+@pytest.mark.parametrize("custom_params", [None, {}, {"other": object()}, {"claa": {}}, {"claa": None}])
+def test_nothing_asked_gives_the_defaults(custom_params: object) -> None:
+    assert parse_options(custom_params) == RequestOptions(enabled=True, keep_rate=None, return_kept=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"enabled": False}, RequestOptions(enabled=False)),
+        ({"keep_rate": 0.4}, RequestOptions(keep_rate=0.4)),
+        ({"keep_rate": 1}, RequestOptions(keep_rate=1.0)),
+        ({"keep_rate": None, "return_kept": True}, RequestOptions(return_kept=True)),
+        (MappingProxyType({"keep_rate": 1e-9}), RequestOptions(keep_rate=1e-9)),
+    ],
+)
+def test_options_are_read(asked: object, expected: RequestOptions) -> None:
+    got = parse_options({"claa": asked, "__req__": object()})
+    assert got == expected
+    assert got.keep_rate is None or type(got.keep_rate) is float
+
+
+NOT_A_RATE = [True, False, "0.4", [0.4], {"rate": 0.4}, b"0.4", math.nan, math.inf, -math.inf]
+OUT_OF_RANGE = [0, 0.0, -0.1, 1.0000001, 2, 10**400, 10**5000]
+
+
+@pytest.mark.parametrize("value", NOT_A_RATE + OUT_OF_RANGE, ids=lambda value: type(value).__name__)
+def test_a_bad_keep_rate_is_refused_with_its_range(value: object) -> None:
+    with pytest.raises(RequestError, match=r"custom_params\.claa\.keep_rate: .* above 0 and at most 1"):
+        parse_options({"claa": {"keep_rate": value}})
+
+
+@pytest.mark.parametrize("key", ["enabled", "return_kept"])
+@pytest.mark.parametrize("value", [0, 1, "true", "", None, [True], {}, 0.0], ids=repr)
+def test_a_bad_switch_is_refused_with_its_values(key: str, value: object) -> None:
+    with pytest.raises(RequestError, match=rf"custom_params\.claa\.{key}: .* true or false"):
+        parse_options({"claa": {key: value}})
+
+
+@pytest.mark.parametrize("key", ["keep_rat", "Enabled", "", "window", 3, None, ("keep_rate",)], ids=repr)
+def test_an_unknown_key_is_refused_with_the_known_ones(key: object) -> None:
+    with pytest.raises(RequestError, match="unknown key .*enabled .*keep_rate .*return_kept ") as caught:
+        parse_options({"claa": {"enabled": True, key: 0.4}})
+    assert repr(key)[1:-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [[], "claa", 1, True, 0, "", [("keep_rate", 0.4)]], ids=repr)
+def test_what_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(RequestError, match=r"custom_params\.claa: expected an object"):
+        parse_options({"claa": value})
+    with pytest.raises(RequestError, match="custom_params: expected an object"):
+        parse_options(value)
+
+
+def test_given_positions_exclude_other_ways_to_say_what_is_kept() -> None:
+    assert parse_options({"claa": {"keep": [0, 3, 9]}}).keep == (0, 3, 9)
+    for other in ({"keep_rate": 0.5}, {"ranker": "fastkv"}):
+        with pytest.raises(RequestError, match="keep: says what is kept; leave out"):
+            parse_options({"claa": {"keep": [1], **other}})
+    for wrong in ([], [3, 3], [4, 2], [-1], ["1"], [True], 3):
+        with pytest.raises(RequestError, match="keep"):
+            parse_options({"claa": {"keep": wrong}})
+
+
+def test_given_positions_beyond_the_prompt() -> None:
+    options = parse_options({"claa": {"keep": [0, 9]}})
+    check_keep(options, 10)
+    with pytest.raises(RequestError, match="position 9 is beyond the prompt of 9 tokens"):
+        check_keep(options, 9)
+
+
+def test_a_ranker_is_checked() -> None:
+    assert parse_options({"claa": {"ranker": "claa:heads=sum"}}).ranker == "claa:heads=sum"
+    with pytest.raises(RequestError, match="custom_params.claa.ranker: .*no such name"):
+        parse_options({"claa": {"ranker": "snapkv"}})

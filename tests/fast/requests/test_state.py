@@ -1,0 +1,66 @@
+"""A request's state: its steps, and counts known from the prompt length alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.state import RequestState
+
+ONE = (PruneStep(prune_layer=3, keep_rate=0.2, score_layers=(2, 3)),)
+TWO = (
+    PruneStep(prune_layer=1, keep_rate=0.6, score_layers=(0, 1)),
+    PruneStep(prune_layer=3, keep_rate=0.3, score_layers=(3,)),
+)
+RATES = st.none() | st.floats(0.001, 1.0)
+
+
+def config(steps: tuple[PruneStep, ...], window: int = 8) -> ClaaConfig:
+    return ClaaConfig(steps=steps, num_layers=8, window=window)
+
+
+@pytest.mark.parametrize(("steps", "counts"), [(ONE, (20,)), (TWO, (60, 30))], ids=["one-step", "two-steps"])
+def test_the_servers_keep_rate(steps: tuple[PruneStep, ...], counts: tuple[int, ...]) -> None:
+    state = RequestState.pruned_request(RequestOptions(), config(steps), prompt_tokens=100)
+    assert state.pruned and state.reason is None
+    assert state.steps == steps and state.kept_counts == counts and state.prompt_tokens == 100
+    assert state.kept == [None] * len(steps) and state.late_computed_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("keep_rate", "rates", "counts"), [(0.36, [0.36, 0.09], (378, 94)), (1.0, [1.0, 1.0], (1051, 1051))]
+)
+def test_every_step_follows_the_requests_own_keep_rate(
+    keep_rate: float, rates: list[float], counts: tuple[int, ...]
+) -> None:
+    state = RequestState.pruned_request(RequestOptions(keep_rate=keep_rate), config(TWO), prompt_tokens=1051)
+    assert [s.keep_rate for s in state.steps] == pytest.approx(rates)
+    assert [s.prune_layer for s in state.steps] == [1, 3]
+    assert state.kept_counts == counts and state.late_spans == [(0, 0), (0, 0)]
+
+
+def test_a_dense_request_says_why() -> None:
+    state = RequestState.dense_request(RequestOptions(enabled=False), 100, "the request opted out")
+    assert not state.pruned and state.reason == "the request opted out"
+    assert state.kept_counts == () and state.kept == [] and state.steps == ()
+
+
+def test_requests_do_not_share_what_they_kept() -> None:
+    first, second = (RequestState.pruned_request(RequestOptions(), config(ONE), 100) for _ in range(2))
+    first.kept[0] = object()  # type: ignore[call-overload]
+    assert second.kept == [None]
+    dense = [RequestState.dense_request(RequestOptions(), 100, "short") for _ in range(2)]
+    assert dense[0].kept is not dense[1].kept
+
+
+@given(prompt=st.integers(1, 5000), rate=RATES, window=st.integers(1, 64), steps=st.sampled_from([ONE, TWO]))
+def test_each_step_keeps_a_part_of_the_one_before(prompt: int, rate: float | None, window: int, steps: tuple) -> None:
+    state = RequestState.pruned_request(RequestOptions(keep_rate=rate), config(steps, window), prompt)
+    before = prompt
+    for count in state.kept_counts:
+        assert min(window, prompt) <= count <= before
+        before = count
+    assert len(state.kept_counts) == len(state.kept) == len(state.steps) == len(steps)
