@@ -49,12 +49,11 @@ def watch(original: Callable[..., Outputs], manager: Any, obj: Any, request: Any
     SGLang's OpenAI streams read what they need from these outputs and drop the rest, and so do its routes for other
     clients' formats. Others pass at no cost.
     """
-    ask = current()
-    if ask is not None:
+    wanted: list[dict[int, Report]] = [getattr(obj, WATCHED)] if hasattr(obj, WATCHED) else []
+    if (ask := current()) is not None:
         ask.put_into(obj)
+        wanted.append(ask.reports)
     outputs = original(manager, obj, request)
-    places = (getattr(obj, WATCHED, None), None if ask is None else ask.reports)
-    wanted = [reports for reports in places if reports is not None]
     return _watched(outputs, wanted) if wanted else outputs
 
 
