@@ -28,6 +28,7 @@ from claa_sglang.policy.cost import CostModel, Work, span_work
 from claa_sglang.policy.in_flight import InFlight, Prefill
 from claa_sglang.policy.machine import measure
 from claa_sglang.policy.policy import Choice, Flight, Hits, Policy, Prompt
+from claa_sglang.policy.prefix_uses import Uses
 from claa_sglang.policy.step_timer import StepTimer
 
 NO_CHUNK = 1 << 30
@@ -91,18 +92,19 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
         return
     own = client_key(req.extra_key)
     hits = _hits(tree_cache, req, own)
+    params = req.sampling_params
+    leads = params.max_new_tokens == 0  # SGLang sends the prompt of several samples ahead, to be cached
 
-    def uses() -> float:
+    def uses() -> Uses:
         """A prompt counts once, however often the scheduler considers it."""
         if state.prefix_uses is None:
             key = f"{own}|{req.cache_salt}"
-            state.prefix_uses = live.policy.note(req.origin_input_ids, key, hits, live.in_flight.step)
+            step, answers = live.in_flight.step, not leads
+            state.prefix_uses = live.policy.note(req.origin_input_ids, key, hits, step, answers)
         return state.prefix_uses
 
     dense, soon = _shared(live, req, dense_key(own), 1)
-    params = req.sampling_params
     sampled = _sampled_key(req) if params.n > 1 else None
-    leads = params.max_new_tokens == 0  # SGLang sends the prompt of several samples ahead, to be cached
     choice = live.policy.choose(
         Prompt(
             tokens=state.prompt_tokens,

@@ -4,9 +4,11 @@ Pruned and dense requests have prefixes of their own in the cache, so a choice b
 way now is not always the cheaper way in the end: a conversation that stays pruned would pay late layers over its whole
 kept history in every turn, where stock pays its new tokens only. So where a pruned prefix is used again, going dense
 once, to be dense and cached from then on, is weighed against going on pruned as often as this prefix was used already
-(the ski-rental rule, which pays at most about twice what the best choice in hindsight would have). A prompt that nobody
-has followed up yet is followed up in a share `CONTINUED` of cases, and is pruned only if it gains more than that will
-cost: a chat's short first turn stays dense.
+(the ski-rental rule, which pays at most about twice what the best choice in hindsight would have): the same prompt
+again, or another question over a text, is charged for what it was. A prompt that goes on where another and its answer
+ended is a conversation, which is expected to have more turns: it goes dense while that is cheap. A prompt that nobody
+followed up yet is followed up in a share `CONTINUED` of cases, and is pruned only if it gains more than that will cost:
+a chat's short first turn stays dense.
 
 What is being computed counts as cached: a prefix is computed once, not by everybody who arrives before it is there.
 Who would compute most of it again waits for it, as long as that takes; who has the prefix as pruned goes on pruned,
@@ -21,9 +23,9 @@ from typing import NamedTuple
 from claa_sglang.config.budget import kept_counts
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.policy.cost import CostModel, Work, prefill_work, pruned_work
-from claa_sglang.policy.prefix_uses import PrefixUses
+from claa_sglang.policy.prefix_uses import PrefixUses, Uses
 
-EXPECTED_USES = 10  # of a prompt that is followed up
+EXPECTED_USES = 10  # of a conversation's history, by its further turns
 CONTINUED = 0.3  # prior: how many prompts are the beginning of a conversation
 MARGIN = 0.95  # pruned must be expected below this share of dense: estimates are no better than that
 NEW = 0.1  # with less than this share of it cached as pruned (a system prompt), a prompt is one that nobody followed up
@@ -60,8 +62,7 @@ class Prompt(NamedTuple):
     """A prompt to choose for.
 
     tokens: its length. steps: how it would be pruned.
-    uses: how many prompts before had what is cached of it as pruned, on average (`Policy.note`); called where it
-        matters, as it reads the whole prompt.
+    uses: what is known of its cached beginning (`Policy.note`); called where it matters, as it reads the whole prompt.
     samples: how many answers to it the client asked for (`n`).
     answers: whether it generates anything. One that does not was sent to be cached, for those who follow.
     lasting: whether what is computed for it is cached at all.
@@ -71,7 +72,7 @@ class Prompt(NamedTuple):
     tokens: int
     steps: Sequence[PruneStep]
     hits: Hits
-    uses: Callable[[], float] = lambda: 0.0
+    uses: Callable[[], Uses] = lambda: Uses(0.0)
     flight: Flight = Flight()
     samples: int = 1
     answers: bool = True
@@ -99,12 +100,12 @@ class Policy:
         self._graph_tokens = graph_tokens
         self._uses = PrefixUses()
 
-    def note(self, tokens: Sequence[int], key: str, hits: Hits, step: int) -> float:
-        """Count a prompt; returns how many before it had the tokens of it that are cached as pruned, on average.
+    def note(self, tokens: Sequence[int], key: str, hits: Hits, step: int, answers: bool = True) -> Uses:
+        """Count a prompt; returns what is known of the tokens of it that are cached as pruned.
 
-        step: number of the scheduling step.
+        step: number of the scheduling step. answers: whether it generates anything.
         """
-        return self._uses.note(tokens, key, hits.pruned, step)
+        return self._uses.note(tokens, key, hits.pruned, step, answers)
 
     def choose(self, prompt: Prompt) -> Choice:
         """The way for a prompt, and whether to wait for what is being computed of it."""
@@ -147,9 +148,9 @@ class Policy:
             later = samples + likely * min(dense, EXPECTED_USES * one)
             if later > dense - pruned:
                 return Choice(False, f"dense, cached for later: {estimates}, later turns pruned {_ms(later)} more")
-        before = prompt.uses()
+        known = prompt.uses()
         if hits.pruned:
-            expected = max(1.0, before)
+            expected = max(EXPECTED_USES if known.continued else 1.0, known.before)
             extra = max(samples, expected * self._regret(tokens, tokens - hits.pruned, steps, expected))
             if extra > dense - pruned:
                 return Choice(False, f"dense once, cached for later: {estimates}, later turns pruned {_ms(extra)} more")

@@ -6,35 +6,70 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 BLOCK = 128  # tokens; uses are counted for whole blocks from the start
 CAPACITY = 100_000  # blocks remembered, the least recently used go first: thirteen million tokens
+
+
+class Uses(NamedTuple):
+    """What is known of a prompt's cached beginning.
+
+    before: how many prompts before had it, on average over its tokens.
+    continued: whether the prompt goes on where a whole prompt before it ended, as the next turn of a conversation does;
+        the same prompt again, or another question over the same text, does not.
+    """
+
+    before: float
+    continued: bool = False
+
+
+class _Block(NamedTuple):
+    """uses: prompts that had the block; step: that of the last. end: (tokens, digest) by which the last prompt that
+    was answered went on after its last whole block, which is this one; None before there is one."""
+
+    uses: int = 0
+    step: int = -1
+    end: tuple[int, bytes] | None = None
 
 
 class PrefixUses:
     """Counts, in blocks, how many prompts began with the same tokens. Counts are forgotten in order of last use."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._uses: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # uses, and the step of the last
+        self._blocks: OrderedDict[bytes, _Block] = OrderedDict()
         self._capacity = capacity
 
-    def note(self, tokens: Sequence[int], key: str, shared: int, step: int) -> float:
-        """Count a prompt, and say how many before it had its first `shared` tokens, on average over these.
+    def note(self, tokens: Sequence[int], key: str, shared: int, step: int, answered: bool = True) -> Uses:
+        """Count a prompt, and say what is known of its first `shared` tokens.
 
         Of a conversation, the newest tokens were in one prompt before and the oldest in all. key: the client's own,
         whose requests share nothing with others. step: prompts of one scheduling step are one use of what they share:
-        they are there at once, and say nothing of how often it will be used. Whole blocks are compared; below one, 0.
+        they are there at once, and say nothing of how often it will be used. answered: whether anything is generated;
+        a prompt that was sent to be cached is no turn. Whole blocks are compared; below one, nothing is known.
         """
-        digest, before = key.encode("utf-8", "surrogatepass"), []
-        for end in range(BLOCK, len(tokens) + 1, BLOCK):
-            block = array("q", tokens[end - BLOCK : end]).tobytes()
-            digest = blake2b(block, digest_size=16, key=blake2b(digest, digest_size=16).digest()).digest()
-            uses, last = self._uses.pop(digest, (0, -1))
-            if last != step:
-                uses += 1
+        digest, before, continued = key.encode("utf-8", "surrogatepass"), [], False
+        whole = len(tokens) // BLOCK * BLOCK
+        for end in range(BLOCK, whole + 1, BLOCK):
+            digest = _digest(tokens[end - BLOCK : end], after=digest)
+            block = self._blocks.pop(digest, _Block())
+            if block.step != step:
+                block = block._replace(uses=block.uses + 1, step=step)
             if end <= shared:
-                before.append(uses - 1)
-            self._uses[digest] = uses, step
-        while len(self._uses) > self._capacity:
-            self._uses.popitem(last=False)
-        return sum(before) / len(before) if before else 0.0
+                before.append(block.uses - 1)
+            if block.end is not None:
+                count, rest = block.end
+                stop = end + count
+                continued |= stop <= shared and rest == _digest(tokens[end:stop], after=digest)
+            if end == whole and answered:
+                block = block._replace(end=(len(tokens) - end, _digest(tokens[end:], after=digest)))
+            self._blocks[digest] = block
+        while len(self._blocks) > self._capacity:
+            self._blocks.popitem(last=False)
+        return Uses(sum(before) / len(before) if before else 0.0, continued)
+
+
+def _digest(tokens: Sequence[int], after: bytes) -> bytes:
+    """Of tokens that follow what `after` stands for."""
+    key = blake2b(after, digest_size=16).digest()
+    return blake2b(array("q", tokens).tobytes(), digest_size=16, key=key).digest()

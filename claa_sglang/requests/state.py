@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from claa_sglang.config.budget import kept_count
 from claa_sglang.config.config import ClaaConfig, PruneStep
@@ -33,7 +33,7 @@ class RequestState:
             row.
         waits: whether it is not to run in the step that is being made, as another computes its prefix.
         choice: why the policy prunes it, or runs it dense; None where nothing was chosen.
-        prefix_uses: prompts before this one that had its cached tokens, on average; None until they were counted.
+        prefix_uses: what the policy knows of its cached tokens; None until the prompt was counted.
         dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
         kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.
         kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
@@ -56,7 +56,7 @@ class RequestState:
     is_open: bool = False
     waits: bool = False
     choice: str | None = None
-    prefix_uses: float | None = None
+    prefix_uses: Any = None
     dense_new_tokens: tuple[int, int] | None = None
     kept_counts: tuple[int, ...] = ()
     kept: list[Tensor | None] = field(default_factory=list)
