@@ -208,7 +208,11 @@ def from_config_file(name: str, value: Any) -> Any:
 
 
 def _as_number(value: object) -> str:
-    """What to say of a schedule, or a step, that arrived as a number; empty where it did not."""
+    """What to say of a schedule, or a step, that arrived as a number; empty where it did not.
+
+    SGLang hands on as text what YAML read as a number, and such a number is a layer times 60 and a rate. Any other
+    number is a step without its rate, as it would be from a command line.
+    """
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -217,11 +221,12 @@ def _as_number(value: object) -> str:
         return ""
     layer, rate = divmod(number, 60)
     rate = round(rate, 9)
-    meant = (f"{int(layer)}", f"{rate:g}") if 0 < rate <= 1 and 0 <= layer <= 9999 else ("14", "0.4")
-    step = ":".join(meant)
+    if not (0 < rate <= 1 and 0 <= layer <= 9999):
+        return ""
+    step = f"{int(layer)}:{rate:g}"
     return (
-        f"{short(value)}: arrived as a number, which is no schedule. YAML reads {step} without quotes as {meant[0]} "
-        f'times 60 plus {meant[1]}: write it in quotes, claa-schedule: "{step}"'
+        f"{short(value)}: arrived as a number, which is no schedule. YAML reads {step} without quotes as {int(layer)} "
+        f'times 60 plus {rate:g}: write it in quotes, claa-schedule: "{step}"'
     )
 
 

@@ -114,7 +114,7 @@ def test_every_flag_is_used() -> None:
         ({"score_layers": "²"}, "--claa-score-layers"),
         ({"score_layers": 4}, "--claa-score-layers 4"),
         ({"schedule": "840.4"}, '--claa-schedule 840.4: arrived as a number.*claa-schedule: "14:0.4"'),
-        ({"schedule": "14"}, '--claa-schedule 14: arrived as a number.*claa-schedule: "14:0.4"'),
+        ({"schedule": 14}, "--claa-schedule.*14.*ive the prune steps"),
         ({"schedule": math.nan}, "--claa-schedule nan: give the prune steps"),
         ({"window": 0}, "--claa-window 0: .*1 to 1024"),
         ({"window": 1025}, "--claa-window 1025"),

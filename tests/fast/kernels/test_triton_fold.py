@@ -15,7 +15,7 @@ from torch import Tensor
 
 from claa_sglang.kernels import naive
 from claa_sglang.kernels.layout import describe
-from claa_sglang.ranking.selection import selection as torch_ranking
+from claa_sglang.ranking import selection as torch_ranking
 from tests import interpreter
 
 WINDOW = 8

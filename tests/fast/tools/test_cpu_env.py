@@ -98,7 +98,8 @@ def run_command(folder: Path, **environ: str) -> subprocess.CompletedProcess[str
         "import pwd, sys\n"
         "def unknown(uid): raise KeyError(f'getpwuid(): uid not found: {uid}')\n"
         "pwd.getpwuid = unknown\n"
-        "from claa_sglang import cli, cpu_env\n"
+        "from claa_sglang import cli\n"
+        "from claa_sglang.tools import cpu_env\n"
         "cpu_env._driver_loads = lambda *given: False\n"
         "sys.exit(cli.main(['cpu-env']))\n"
     )
