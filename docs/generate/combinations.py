@@ -1,6 +1,6 @@
-"""What can be combined with pruning, as a document made from the rules themselves.
+"""docs/combinations.md: what can be combined with pruning, as a document made from the rules themselves.
 
-`python -m claa_sglang.combinations > docs/combinations.md`; a test compares the two, and looks for every test named.
+A test compares the two, and looks for every test that is named.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def markdown() -> str:
     lines = [
         "# What can be combined with pruning",
         "",
-        "Made by `python -m claa_sglang.combinations > docs/combinations.md` from the rules that decide.",
+        "Made by `python -m docs.generate` from the rules that decide.",
         "",
         "## Works pruned",
         "",
@@ -171,7 +171,3 @@ def _paths(paths: tuple[str, ...]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")
