@@ -85,7 +85,8 @@ A value out of its range is HTTP 400 on each, streamed or not, and so are option
 not read them. A `keep` beyond the prompt is known only once the prompt is tokenized: where SGLang has sent the
 status of a stream by then, the stream ends with an error.
 
-{dense} run dense, and options there are HTTP 400. {health} send one token, which is dense.
+{dense} run dense, and options there are HTTP 400.
+{health} send one token, which is dense.
 {other_models}
 are for models that `--enable-claa` is refused with. No prompt of another route reaches the scheduler.
 
