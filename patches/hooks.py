@@ -12,7 +12,6 @@ import importlib
 import inspect
 import os
 import pkgutil
-import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -210,37 +209,6 @@ def other_version(rows: int) -> str | None:
     )
 
 
-def markdown(hooks: Iterable[Hook] | None = None) -> str:
-    """The table as a document; docs/hooks.md is this text (`python -m claa_sglang.patches.hooks > docs/hooks.md`)."""
-    always = importlib.import_module("claa_sglang.patches.arguments").ARGUMENT_HOOKS
-    table = collect() + always if hooks is None else hooks
-    lines = [
-        "# Every attribute of SGLang that claa-sglang touches",
-        "",
-        f"Written for sglang {SUPPORTED_SGLANG}; made from the table in `patches/` by",
-        "`python -m claa_sglang.patches.hooks > docs/hooks.md`. Without `--enable-claa` only the rows of process",
-        "`always` are applied: they make the flags known. With it, every row is compared with the installed SGLang",
-        "first, and looked up again afterwards. Rows of process `server` act for servers with `--enable-claa` alone,",
-        "also where one process starts another server without it.",
-        "",
-        "| process | target | kind | parameters | why |",
-        "|---|---|---|---|---|",
-    ]
-    for hook in sorted(table, key=lambda hook: (hook.process, hook.target)):
-        target = hook.target.removeprefix("sglang.srt.")
-        why = _sentence(hook.reason)
-        lines.append(f"| {hook.process} | `{target}` | {hook.kind} | `{_listed(hook.params)}` | {why} |")
-    return "\n".join(lines) + "\n"
-
-
-def _sentence(reason: str) -> str:
-    """`reason` as a sentence of the document: a name of code that begins it keeps its case and is set as code."""
-    first, space, rest = reason.rstrip(".").partition(" ")
-    # A word, SGLang's, one-token; anything else (sgl.Engine, custom_params["claa"], /server_info) is code.
-    is_word = re.fullmatch(r"[A-Za-z]+(['-][a-z]+)*[,:;]?", first)
-    return f"{first[0].upper() + first[1:] if is_word else f'`{first}`'}{space}{rest}."
-
-
 def _check_row(hook: Hook) -> Iterator[Mismatch]:
     if hook.kind not in KINDS or hook.process not in PROCESSES:
         yield Mismatch(hook.target, f"kind in {KINDS}, process in {PROCESSES}", f"{hook.kind}, {hook.process}")
@@ -334,7 +302,3 @@ def _replaced_by_another(hook: Hook) -> Iterator[Mismatch]:
         if kind is HookType.REPLACE and fn is not hook.fn:
             name = getattr(fn, "__qualname__", repr(fn))
             yield Mismatch(hook.target, "SGLang's own", f"replaced by {name} ({_format_source(source)})")
-
-
-if __name__ == "__main__":
-    print(importlib.import_module("claa_sglang.patches.hooks").markdown(), end="")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from claa_sglang import combinations
+from docs.generate import combinations
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_document_is_what_the_rules_say() -> None:
     text = (ROOT / "docs" / "combinations.md").read_text()
-    assert text == combinations.markdown(), "python -m claa_sglang.combinations > docs/combinations.md"
+    assert text == combinations.markdown(), "python -m docs.generate"
 
 
 @pytest.mark.parametrize("named", [row.test for row in combinations.WORKS])

@@ -26,8 +26,9 @@ def reasons_of_the_policy() -> set[str]:
     found = set()
     for tokens in (64, 1000, 4000, 16000, 64000):
         for dense, pruned in ((0, 0), (0, tokens // 2), (0, tokens - 60), (tokens - 20, 0)):
-            reason = chooser.choose(tokens, (STEP,), policy.Hits(dense, pruned), lambda: 0.0).reason
-            found.add(reason.partition(":")[0])
+            for samples in (1, 64):
+                prompt = policy.Prompt(tokens, (STEP,), policy.Hits(dense, pruned), samples=samples)
+                found.add(chooser.choose(prompt).reason.partition(":")[0])
     return found
 
 

@@ -126,26 +126,6 @@ def _code(function: Any) -> str:
     return inspect.getsource(getattr(function, "__func__", function))
 
 
-def test_the_document_is_the_table() -> None:
-    written = (ROOT / "docs" / "hooks.md").read_text()
-    assert written == hooks.markdown(), "run: python -m claa_sglang.patches.hooks > docs/hooks.md"
-
-
-@pytest.mark.parametrize(
-    ("reason", "sentence"),
-    [
-        ("an aborted request runs dense", "An aborted request runs dense."),
-        ("SGLang's check must see them.", "SGLang's check must see them."),
-        ("one-token prompts are dense", "One-token prompts are dense."),
-        ("sgl.Engine builds it on its own", "`sgl.Engine` builds it on its own."),
-        ('custom_params["claa"] is checked here', '`custom_params["claa"]` is checked here.'),
-        ("/server_info reads it", "`/server_info` reads it."),
-    ],
-)
-def test_a_reason_becomes_a_sentence_and_code_keeps_its_case(reason: str, sentence: str) -> None:
-    assert f" | {sentence} |\n" in hooks.markdown([row("greet", ())._replace(reason=reason)])
-
-
 # --- check
 
 

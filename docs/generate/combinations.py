@@ -1,6 +1,6 @@
-"""What can be combined with pruning, as a document made from the rules themselves.
+"""docs/combinations.md: what can be combined with pruning, as a document made from the rules themselves.
 
-`python -m claa_sglang.combinations > docs/combinations.md`; a test compares the two, and looks for every test named.
+A test compares the two, and looks for every test that is named.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ A value out of its range is HTTP 400 on each, streamed or not, and so are option
 not read them. A `keep` beyond the prompt is known only once the prompt is tokenized: where SGLang has sent the
 status of a stream by then, the stream ends with an error.
 
-{dense} run dense, and options there are HTTP 400. {health} send one token, which is dense.
+{dense} run dense, and options there are HTTP 400.
+{health} send one token, which is dense.
 {other_models}
 are for models that `--enable-claa` is refused with. No prompt of another route reaches the scheduler.
 
@@ -109,7 +110,7 @@ def markdown() -> str:
     lines = [
         "# What can be combined with pruning",
         "",
-        "Made by `python -m claa_sglang.combinations > docs/combinations.md` from the rules that decide.",
+        "Made by `python -m docs.generate` from the rules that decide.",
         "",
         "## Works pruned",
         "",
@@ -171,7 +172,3 @@ def _paths(paths: tuple[str, ...]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")
