@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 
 
@@ -13,7 +14,7 @@ def end_failed(self: Any, batch: Any, result: Any) -> None:
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
     for req in batch.reqs:
-        state = getattr(req, "claa", None)
+        state = attached.state.find(req)
         if state is None or state.error is None or req.finished():
             continue
         reason = FINISH_ABORT(state.error, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from claa_sglang.config.config import ClaaConfig
-from claa_sglang.patches import ask, openai, report, tokenizer
+from claa_sglang.patches import ask, attached, openai, report, tokenizer
 from claa_sglang.requests.options import RequestError, RequestOptions
 from claa_sglang.requests.report import CHOSEN, KEY, build_report, safe_report
 from claa_sglang.requests.state import RequestState
@@ -91,7 +91,7 @@ def finished_request(state: RequestState | None, finished: bool = True) -> Any:
     req = Req.__new__(Req)  # its constructor needs a running scheduler; the streamer reads three attributes
     req.cached_tokens, req.finished_reason = 5, FINISH_LENGTH(1) if finished else None
     if state is not None:
-        req.claa = state
+        attached.state.hang(req, state)
     return req
 
 
