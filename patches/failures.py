@@ -15,9 +15,9 @@ def end_failed(self: Any, batch: Any, result: Any) -> None:
 
     for req in batch.reqs:
         state = attached.state.find(req)
-        if state is None or state.error is None or req.finished():
+        if state is None or state.progress.error is None or req.finished():
             continue
-        reason = FINISH_ABORT(state.error, HTTPStatus.INTERNAL_SERVER_ERROR)
+        reason = FINISH_ABORT(state.progress.error, HTTPStatus.INTERNAL_SERVER_ERROR)
         if batch.forward_mode.is_extend():
             req.discard_output_reason = reason  # nothing of this forward is committed or published
             if req is self.chunked_req:

@@ -161,7 +161,7 @@ class LateForward:
         """End the batch's pruned requests, and go back to the first late layer with the dense ones."""
         self.failed = True
         for state in self.late.plan.pruned_states:
-            state.fail("running its late layers", error)
+            state.progress.fail("running its late layers", error)
         self.late = self.late.without_pruned()
         self.hidden, self.residual, self.positions = self._start
         self.view = None

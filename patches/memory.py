@@ -102,7 +102,7 @@ def bind_rows(result: Any, self: Any, reqs: list) -> Any:
             state = attached.state.find(req)
             if state is None:
                 continue
-            state.is_open = False
+            state.decision.is_open = False
             if state.pruned:
                 late_slots_of(self).bind(req.kv.req_pool_idx, state, generated=len(req.output_ids))
     return result

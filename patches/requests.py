@@ -66,8 +66,8 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
         if options.keep is not None:
             keep = given_positions(options.keep, prompt_tokens, config.window)
             (positions,) = on_device([keep], torch.int64, scheduler.req_to_token_pool.req_to_token.device)
-            state.kept = [positions] * len(state.steps)
-            state.late_computed_tokens = len(keep)
+            state.progress.kept = [positions] * len(state.plan.steps)
+            state.progress.late_computed_tokens = len(keep)
     else:
         state = RequestState.dense_request(options, prompt_tokens, reason)
     attached.state.hang(req, state)
@@ -88,12 +88,12 @@ def make_dense(req: Any, reason: str) -> None:
     """Turn a pruned request that is not scheduled yet into a dense one; any other stays as it is."""
     state = attached.state.find(req)
     if state is not None and state.pruned:
-        dense = RequestState.dense_request(state.options, len(req.origin_input_ids), reason)
+        dense = RequestState.dense_request(state.plan.options, len(req.origin_input_ids), reason)
         attached.state.hang(req, dense)
-        if reason == state.choice:  # so that its report says who chose
-            dense.choice = reason
-        if state.dense_new_tokens is not None:
-            req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens = state.dense_new_tokens
+        if reason == state.decision.why:  # so that its report says who chose
+            dense.decision.why = reason
+        if (asked := state.decision.dense_new_tokens) is not None:
+            req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens = asked
         req.extra_key = dense_key(client_key(req.extra_key))
 
 

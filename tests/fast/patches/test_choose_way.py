@@ -93,7 +93,7 @@ def test_samples_go_the_way_of_the_prompt_that_was_sent_ahead() -> None:
     samples = [world.request(PROMPT, n=8) for _ in range(8)]
     assert [world.admit(req) for req in samples] == ["dense"] * 8
     assert {req.prefix_len for req in samples} == {1499}
-    assert all("for all 8 samples" in attached.state.of(req).reason for req in samples)
+    assert all("for all 8 samples" in attached.state.of(req).plan.dense_reason for req in samples)
 
 
 def test_samples_that_go_pruned_do_not_turn_dense_one_by_one() -> None:
@@ -112,7 +112,7 @@ def test_equal_requests_of_a_step_wait_for_the_first() -> None:
     first, *others = [world.request(PROMPT) for _ in range(7)]
     assert world.admit(first) == "pruned"
     assert [world.admit(req) for req in others] == ["waits"] * 6
-    assert not any(attached.state.of(req).choice is None for req in others)
+    assert not any(attached.state.of(req).decision.why is None for req in others)
     first.output_ids.append(1)  # its prefill ended
     world.cache(PROMPT, pruned=True)
     start_step(world.tree)
@@ -152,7 +152,7 @@ def test_without_a_prefix_cache_only_the_prompt_s_own_cost_decides() -> None:
     for _ in range(3):  # and nobody waits for what will not be there
         req = world.request(prompt, keep=0.5)
         assert world.admit(req) == "pruned"
-        assert "nothing is cached for later" in attached.state.of(req).choice
+        assert "nothing is cached for later" in attached.state.of(req).decision.why
 
 
 def test_a_request_whose_kv_is_not_cached_is_decided_on_alone_and_waited_for_by_nobody() -> None:

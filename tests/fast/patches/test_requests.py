@@ -51,7 +51,7 @@ def test_an_aborted_request_becomes_dense_and_leaves_the_pruned_namespace(key: s
     req.origin_input_ids = array("q", [0])  # what SGLang runs in place of the prompt
     requests.leave_on_abort(None, req, "message")
     state = attached.state.of(req)
-    assert state.reason == requests.ABORTED and state.prompt_tokens == 1
+    assert state.plan.dense_reason == requests.ABORTED and state.plan.prompt_tokens == 1
     assert req.extra_key == requests.dense_key(key)
     requests.leave_on_abort(None, req, "message")
     assert req.extra_key == requests.dense_key(key)

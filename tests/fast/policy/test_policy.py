@@ -335,7 +335,7 @@ def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> Non
     ]
     config = msgspec.convert({"steps": steps, "num_layers": 8}, ClaaConfig)
     state = RequestState.pruned_request(RequestOptions(), config, prompt_tokens=100)
-    state.late_spans = [(50, 50), (8, 20)]
+    state.progress.late_spans = [(50, 50), (8, 20)]
     plan = plan_extend(
         [state], rows=[1], prefix_lens=[99], extend_lens=[1], last_chunk=[True], table_stride=4, num_steps=2
     )
