@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResul
 
 from claa_sglang.arguments import config_of
 from claa_sglang.memory.admission import LateRows, chunk_len, late_prefill_len
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.policy import must_wait, note_admitted, start_step
@@ -31,9 +32,7 @@ def make_adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
 
     Stock asks for the class at every step; it is made once.
     """
-    if getattr(scheduler, "claa_adder", None) is None:
-        scheduler.claa_adder = _adder(base, scheduler)
-    return scheduler.claa_adder
+    return attached.adder.find(scheduler) or attached.adder.hang(scheduler, _adder(base, scheduler))
 
 
 def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:

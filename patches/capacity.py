@@ -39,11 +39,11 @@ def limit_new_tokens(original: Any, self: Any, req: Any) -> Any:
     params = req.sampling_params
     capacity, limit = self.max_total_num_tokens, max_new_tokens(self.max_total_num_tokens, state)
     if limit < 1 or (asked is not None and limit < params.max_new_tokens):
-        prompt = state.prompt_tokens + state.kept_counts[0]
+        prompt = state.plan.prompt_tokens + state.plan.kept_counts[0]
         need = prompt if limit < 1 else prompt + 2 * params.max_new_tokens
         make_dense(req, f"needs {need} early and late KV slots of a pool of {capacity}")
         return result
-    state.dense_new_tokens = params.max_new_tokens, params.min_new_tokens
+    state.decision.dense_new_tokens = params.max_new_tokens, params.min_new_tokens
     params.max_new_tokens = min(params.max_new_tokens, limit)
     params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)
     return result

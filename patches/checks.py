@@ -15,6 +15,7 @@ import torch
 from sglang.srt.environ import envs
 
 from claa_sglang.memory.census import DENSE, LATE, PRUNED, Owned, Read, SlotCensus
+from claa_sglang.patches import attached
 from claa_sglang.patches.forward_batch import INIT_NEW, batch_and_runner
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
@@ -79,9 +80,9 @@ def _rows(checker: Any) -> Iterator[tuple[Any, torch.Tensor]]:
 
 
 def _census(pool: Any) -> SlotCensus:
-    census = getattr(pool, "claa_census", None)
+    census = attached.census.find(pool)
     if census is None:
-        census = pool.claa_census = SlotCensus(late_slots_of(pool).total, pool.req_to_token.device)
+        census = attached.census.hang(pool, SlotCensus(late_slots_of(pool).total, pool.req_to_token.device))
     return census
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 
 
@@ -13,10 +14,10 @@ def end_failed(self: Any, batch: Any, result: Any) -> None:
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
     for req in batch.reqs:
-        state = getattr(req, "claa", None)
-        if state is None or state.error is None or req.finished():
+        state = attached.state.find(req)
+        if state is None or state.progress.error is None or req.finished():
             continue
-        reason = FINISH_ABORT(state.error, HTTPStatus.INTERNAL_SERVER_ERROR)
+        reason = FINISH_ABORT(state.progress.error, HTTPStatus.INTERNAL_SERVER_ERROR)
         if batch.forward_mode.is_extend():
             req.discard_output_reason = reason  # nothing of this forward is committed or published
             if req is self.chunked_req:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 
@@ -28,7 +29,7 @@ def batch_and_runner(args: tuple, kwargs: dict) -> tuple[Any, Any]:
 def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
     """AFTER `ForwardBatch.init_new`: a batch with pruned requests carries its plan, any other stays as it was."""
     batch, runner = batch_and_runner(args, kwargs)
-    states = [getattr(req, "claa", None) for req in batch.reqs]
+    states = [attached.state.find(req) for req in batch.reqs]
     if not any(state is not None and state.pruned for state in states):
         runner.attn_backend.note(None)
         return result

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.requests import pruned_state
@@ -22,7 +23,7 @@ from claa_sglang.patches.requests import pruned_state
 def reprefill_window(original: Any, self: Any, req: Any = None) -> int:
     """AROUND: a pruned request recomputes at least its window, whose queries rank the prompt."""
     tail = original(self, req)
-    return tail if pruned_state(req) is None else max(tail, self.claa_window)
+    return tail if pruned_state(req) is None else max(tail, attached.window.of(self))
 
 
 def withhold_last_token(self: Any, req: Any) -> None:

@@ -19,6 +19,7 @@ from claa_sglang import startup_time
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
+from claa_sglang.patches import attached
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.conventions import REMEDY, Convention, UnsupportedModel, convention_of
 from claa_sglang.patches.hooks import Hook
@@ -160,7 +161,7 @@ class LateForward:
         """End the batch's pruned requests, and go back to the first late layer with the dense ones."""
         self.failed = True
         for state in self.late.plan.pruned_states:
-            state.fail("running its late layers", error)
+            state.progress.fail("running its late layers", error)
         self.late = self.late.without_pruned()
         self.hidden, self.residual, self.positions = self._start
         self.view = None
@@ -204,7 +205,7 @@ def _wrap(self: Any) -> None:
     ]
     heads = self.model_config.num_attention_heads // get_parallel().attn_tp_group.world_size
     with startup_time.counted("cost measurement"):
-        self.req_to_token_pool.claa_policy = LivePolicy(self, layers[first], heads, config)
+        attached.policy.hang(self.req_to_token_pool, LivePolicy(self, layers[first], heads, config))
     with startup_time.counted("kernels"):
         warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
     LateStack(backend, layers, convention, boundaries, buffers).wrap()

@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from claa_sglang.arguments import config_of
 from claa_sglang.memory.late_slots import LateSlots
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 
 GIB = 1 << 30
@@ -34,9 +35,9 @@ def build_table(original: Callable[..., Any], self: Any, *, max_num_reqs: int) -
     """
     rows = max_num_reqs + 1  # row 0 is padding
     pool = original(self, max_num_reqs=rows * (1 + _steps(self)) - 1)
-    pool.claa_table = pool.req_to_token
+    table = attached.table.hang(pool, pool.req_to_token)
     pool.size, pool._alloc_size = max_num_reqs, rows
-    pool.req_to_token = pool.claa_table[:rows]
+    pool.req_to_token = table[:rows]
     pool.free_slots = list(range(1, rows))
     pool.req_generation = pool.req_generation[:rows].clone()
     return pool
@@ -73,7 +74,8 @@ def _steps(configurator: Any) -> int:
 def attach_slots(result: Any, self: Any, **kwargs: Any) -> Any:
     """AFTER `_init_pools`: late slots become the auxiliary cache of the request table."""
     pool = result.req_to_token_pool
-    slots = LateSlots(pool.claa_table, pool.req_to_token.shape[0], result.token_to_kv_pool_allocator, evict=_no_tree)
+    table, stride = attached.table.of(pool), pool.req_to_token.shape[0]
+    slots = LateSlots(table, stride, result.token_to_kv_pool_allocator, evict=_no_tree)
     pool.attach_aux_cache(slots)
     return result
 
@@ -88,7 +90,7 @@ def connect_tree(result: Any, *args: Any, **kwargs: Any) -> Any:
     The prefix cache learns the window, which a hit must leave to be computed.
     """
     tree = result.tree_cache
-    tree.claa_window = config_of(kwargs["server_args"]).window
+    attached.window.hang(tree, config_of(kwargs["server_args"]).window)
     late_slots_of(result.req_to_token_pool).evict = lambda count: evict_from_tree_cache(tree, count)
     return result
 
@@ -97,10 +99,10 @@ def bind_rows(result: Any, self: Any, reqs: list) -> Any:
     """AFTER `ReqToTokenPool.alloc`: late slots learn which pruned request took which row."""
     if result is not None:
         for req in reqs:
-            state = getattr(req, "claa", None)
+            state = attached.state.find(req)
             if state is None:
                 continue
-            state.is_open = False
+            state.decision.is_open = False
             if state.pruned:
                 late_slots_of(self).bind(req.kv.req_pool_idx, state, generated=len(req.output_ids))
     return result

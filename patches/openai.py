@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.ask import as_shown, current
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.report import KEY, Report, with_metadata
@@ -20,7 +21,6 @@ Events = AsyncGenerator[str, None]  # server-sent events, as text
 Outputs = AsyncGenerator[dict, None]  # of the tokenizer manager, one per update of a choice
 
 SSE = "data: "
-WATCHED = "_claa_reports"  # on SGLang's GenerateReqInput: choice index -> report, filled as choices finish
 
 
 def add_metadata(response: Any, _serving: Any, _request: Any, ret: list[dict], _created: int) -> Any:
@@ -38,8 +38,7 @@ def stream_with_metadata(
     original: Callable[..., Events], serving: Any, adapted_request: Any, request: Any, raw_request: Any
 ) -> Events:
     """AROUND _generate_chat_stream and _generate_completion_stream: the server-sent events, with metadata."""
-    reports: dict[int, Report] = {}
-    setattr(adapted_request, WATCHED, reports)
+    reports = attached.reports.hang(adapted_request, {})  # filled as choices finish
     return _annotated(original(serving, adapted_request, request, raw_request), reports)
 
 
@@ -49,7 +48,8 @@ def watch(original: Callable[..., Outputs], manager: Any, obj: Any, request: Any
     SGLang's OpenAI streams read what they need from these outputs and drop the rest, and so do its routes for other
     clients' formats. Others pass at no cost.
     """
-    wanted: list[dict[int, Report]] = [getattr(obj, WATCHED)] if hasattr(obj, WATCHED) else []
+    streamed = attached.reports.find(obj)
+    wanted = [] if streamed is None else [streamed]
     if (ask := current()) is not None:
         ask.put_into(obj)
         wanted.append(ask.reports)

@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.batch_plan import BatchPlan
+from claa_sglang.patches import attached
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.requests import client_key, dense_key, make_dense, pruned_state
@@ -72,23 +73,25 @@ def _graph_tokens(runner: Any) -> int:
 
 def live_policy(pool: Any) -> LivePolicy | None:
     """The policy kept beside SGLang's request table; None before the model is loaded."""
-    return getattr(pool, "claa_policy", None)
+    return attached.policy.find(pool)
 
 
 def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) -> None:
     """BEFORE `Req.init_next_round_input`, which matches the request's prefix: decide in which namespace, and when."""
-    state = getattr(req, "claa", None)
-    if state is None or not state.is_open or tree_cache is None:
+    state = attached.state.find(req)
+    if state is None or not state.decision.is_open or tree_cache is None:
         return
     live = live_policy(tree_cache.req_to_token_pool)
     if live is None:
         return
     live.timer.collect()
-    if not state.pruned:  # it goes the dense way, but has not been admitted yet
+    plan, decision = state.plan, state.decision
+    if plan.dense_reason is not None:  # it goes the dense way, but has not been admitted yet
         hits = Hits(_hit(tree_cache, req, req.extra_key, 1), 0)
         length, soon = _shared(live, req, req.extra_key, 1)
-        prompt = Prompt(state.prompt_tokens, (), hits, flight=Flight(length, 0, soon), way=Choice(False, state.reason))
-        state.waits = live.policy.choose(prompt).wait
+        way = Choice(False, plan.dense_reason)
+        prompt = Prompt(plan.prompt_tokens, (), hits, flight=Flight(length, 0, soon), way=way)
+        decision.waits = live.policy.choose(prompt).wait
         return
     own = client_key(req.extra_key)
     hits = _hits(tree_cache, req, own)
@@ -97,21 +100,21 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
 
     def uses() -> Uses:
         """A prompt counts once, however often the scheduler considers it."""
-        if state.prefix_uses is None:
+        if decision.uses is None:
             key = f"{own}|{req.cache_salt}"
             step, answers = live.in_flight.step, not leads
-            state.prefix_uses = live.policy.note(req.origin_input_ids, key, hits, step, answers)
-        return state.prefix_uses
+            decision.uses = live.policy.note(req.origin_input_ids, key, hits, step, answers)
+        return decision.uses
 
     dense, soon = _shared(live, req, dense_key(own), 1)
     sampled = _sampled_key(req) if params.n > 1 else None
     choice = live.policy.choose(
         Prompt(
-            tokens=state.prompt_tokens,
-            steps=state.steps,
+            tokens=plan.prompt_tokens,
+            steps=plan.steps,
             hits=hits,
             uses=uses,
-            flight=Flight(dense, _shared(live, req, req.extra_key, tree_cache.claa_window)[0], soon),
+            flight=Flight(dense, _shared(live, req, req.extra_key, attached.window.of(tree_cache))[0], soon),
             samples=params.n,
             answers=not leads,
             lasting=_is_cached(req, tree_cache),
@@ -125,16 +128,16 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
         live.sampled.move_to_end(sampled)
         if len(live.sampled) > SAMPLED:
             live.sampled.popitem(last=False)
-    state.choice, state.waits = choice.reason, choice.wait
+    decision.why, decision.waits = choice.reason, choice.wait
     if not choice.prune and not choice.wait:
         make_dense(req, choice.reason)
-        req.claa.is_open = True  # until it is admitted, it may still wait
+        attached.state.of(req).decision.is_open = True  # until it is admitted, it may still wait
 
 
 def must_wait(req: Any) -> bool:
     """Whether the request is not to run in the step that is being made."""
-    state = getattr(req, "claa", None)
-    return state is not None and state.is_open and state.waits
+    state = attached.state.find(req)
+    return state is not None and state.decision.is_open and state.decision.waits
 
 
 def start_step(tree_cache: Any) -> None:
@@ -166,7 +169,7 @@ def match_where_it_goes(original: Any, self: Any, waiting_queue: list, policy: A
     moved = []
     for req in waiting_queue:
         state = pruned_state(req)
-        if state is not None and state.is_open:
+        if state is not None and state.decision.is_open:
             own = client_key(req.extra_key)
             hits = _hits(self.tree_cache, req, own)
             if hits.dense > hits.pruned:
@@ -187,7 +190,7 @@ def _is_cached(req: Any, tree: Any) -> bool:
 
 def _hits(tree: Any, req: Any, own: str | None) -> Hits:
     """What SGLang would take from the cache for a pruned request, dense and pruned."""
-    return Hits(_hit(tree, req, dense_key(own), 1), _hit(tree, req, req.extra_key, tree.claa_window))
+    return Hits(_hit(tree, req, dense_key(own), 1), _hit(tree, req, req.extra_key, attached.window.of(tree)))
 
 
 def _hit(tree: Any, req: Any, key: str | None, tail: int) -> int:
@@ -212,7 +215,7 @@ def _limit(req: Any, tail: int) -> int:
 
 def _sampled_key(req: Any) -> bytes:
     """The same for all samples of a request."""
-    name = f"{req.extra_key}|{req.cache_salt}|{req.sampling_params.n}|{req.claa.options}"
+    name = f"{req.extra_key}|{req.cache_salt}|{req.sampling_params.n}|{attached.state.of(req).plan.options}"
     prompt = array("q", req.origin_input_ids).tobytes()
     return blake2b(prompt, digest_size=16, key=blake2b(name.encode("utf-8", "surrogatepass")).digest()).digest()
 

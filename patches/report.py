@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.report import KEY, safe_report
 
@@ -34,7 +35,7 @@ def reporting(base: Any, _scheduler: Any = None) -> type:
 def _reports(req: Any) -> list[Any]:
     if req.finished_reason is None:
         return []
-    report = safe_report(getattr(req, "claa", None), req.cached_tokens)
+    report = safe_report(attached.state.find(req), req.cached_tokens)
     return [] if report is None else [report]
 
 

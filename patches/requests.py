@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from claa_sglang.forward.late_view import on_device
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.dense_rules import Facts, dense_reason
 from claa_sglang.requests.options import RequestError, RequestOptions, parse_options
@@ -26,7 +27,7 @@ INVALID = "the request's custom_params are invalid"
 
 def pruned_state(req: Any) -> RequestState | None:
     """The state of a pruned request; None for any other, which takes the stock path."""
-    state = getattr(req, "claa", None)
+    state = attached.state.find(req)
     return state if state is not None and state.pruned else None
 
 
@@ -46,7 +47,7 @@ def client_key(key: str) -> str | None:
 
 
 def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs: Any) -> Any:
-    """AFTER Scheduler._create_generation_req, also of sessions: sets `req.claa` and `req.extra_key`."""
+    """AFTER Scheduler._create_generation_req, also of sessions: sets the request's state and `req.extra_key`."""
     from claa_sglang.arguments import config_of
 
     config = config_of(scheduler.server_args)
@@ -55,7 +56,7 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
         options = parse_options(req.sampling_params.custom_params)
     except RequestError as error:
         # The server process refuses these; whoever gets past it must still not stop the scheduler.
-        req.claa = RequestState.dense_request(RequestOptions(), prompt_tokens, INVALID)
+        attached.state.hang(req, RequestState.dense_request(RequestOptions(), prompt_tokens, INVALID))
         req.extra_key = dense_key(req.extra_key)
         req.set_finish_with_abort(str(error))
         return req
@@ -65,11 +66,11 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
         if options.keep is not None:
             keep = given_positions(options.keep, prompt_tokens, config.window)
             (positions,) = on_device([keep], torch.int64, scheduler.req_to_token_pool.req_to_token.device)
-            state.kept = [positions] * len(state.steps)
-            state.late_computed_tokens = len(keep)
+            state.progress.kept = [positions] * len(state.plan.steps)
+            state.progress.late_computed_tokens = len(keep)
     else:
         state = RequestState.dense_request(options, prompt_tokens, reason)
-    req.claa = state
+    attached.state.hang(req, state)
     req.extra_key = pruned_key(req.extra_key, config.namespace) if state.pruned else dense_key(req.extra_key)
     return req
 
@@ -85,13 +86,14 @@ def leave_on_abort(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None
 
 def make_dense(req: Any, reason: str) -> None:
     """Turn a pruned request that is not scheduled yet into a dense one; any other stays as it is."""
-    state = getattr(req, "claa", None)
+    state = attached.state.find(req)
     if state is not None and state.pruned:
-        req.claa = RequestState.dense_request(state.options, len(req.origin_input_ids), reason)
-        if reason == state.choice:  # so that its report says who chose
-            req.claa.choice = reason
-        if state.dense_new_tokens is not None:
-            req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens = state.dense_new_tokens
+        dense = RequestState.dense_request(state.plan.options, len(req.origin_input_ids), reason)
+        attached.state.hang(req, dense)
+        if reason == state.decision.why:  # so that its report says who chose
+            dense.decision.why = reason
+        if (asked := state.decision.dense_new_tokens) is not None:
+            req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens = asked
         req.extra_key = dense_key(client_key(req.extra_key))
 
 

@@ -119,7 +119,7 @@ def plan_extend(
                 if not complete:
                     break
                 row += level * table_stride
-                prefix, length = state.late_spans[level - 1]
+                prefix, length = state.progress.late_spans[level - 1]
                 complete = length == late_len(state, level, seq_len)
             start, ends[level] = ends[level], ends[level] + length - prefix
             levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete))
@@ -153,4 +153,4 @@ def plan_decode(
 def late_len(state: RequestState, level: int, seq_len: int) -> int:
     """Length of a pruned request's late row at `level` >= 1 when its stock row has `seq_len` >= prompt_tokens entries:
     the kept prompt tokens, and every generated token."""
-    return state.kept_counts[level - 1] + seq_len - state.prompt_tokens
+    return state.plan.kept_counts[level - 1] + seq_len - state.plan.prompt_tokens

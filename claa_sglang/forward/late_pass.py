@@ -92,16 +92,16 @@ class LatePass(ActivePass):
         an earlier forward.
         """
         state = segment.state
-        if state is None or not segment.complete or state.kept[level] is not None:
+        if state is None or not segment.complete or state.progress.kept[level] is not None:
             return False
-        return state.kept_counts[level] < self._prompt_rows(segment, level)
+        return state.plan.kept_counts[level] < self._prompt_rows(segment, level)
 
     @staticmethod
     def _prompt_rows(segment: Segment, level: int) -> int:
         """Prompt tokens of a pruned request that are visible at `level`."""
         state = segment.state
         assert state is not None
-        return state.prompt_tokens if level == 0 else state.kept_counts[level - 1]
+        return state.plan.prompt_tokens if level == 0 else state.plan.kept_counts[level - 1]
 
     def score(self, level: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
         """Score the prompt tokens of every request that is about to be pruned; arguments as for `Scorer.score`."""
@@ -119,18 +119,19 @@ class LatePass(ActivePass):
         """Which of the prompt tokens visible at `level` go on: int64 indices into them, ascending."""
         state = segment.state
         assert state is not None
-        visible, count = self._prompt_rows(segment, level), state.kept_counts[level]
-        before = None if level == 0 else state.kept[level - 1]
-        if (known := state.kept[level]) is not None:
+        progress = state.progress
+        visible, count = self._prompt_rows(segment, level), state.plan.kept_counts[level]
+        before = None if level == 0 else progress.kept[level - 1]
+        if (known := progress.kept[level]) is not None:
             return known if before is None else torch.searchsorted(before, known)
         if count == visible:
             chosen = torch.arange(visible, device=self._table.device)
         else:
             ranking = self._agree(self._scorers[level].ranking(segment.request))
             chosen = select(ranking, visible, count, self._config.window)
-        state.kept[level] = chosen if before is None else before[chosen]
+        progress.kept[level] = chosen if before is None else before[chosen]
         if level == 0:
-            state.late_computed_tokens = count
+            progress.late_computed_tokens = count
         return chosen
 
     # --- moving rows ---------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class LatePass(ActivePass):
         if level == 0:
             return columns
         assert segment.state is not None
-        prompt, before = segment.state.prompt_tokens, segment.state.kept[level - 1]
+        prompt, before = segment.state.plan.prompt_tokens, segment.state.progress.kept[level - 1]
         assert before is not None
         generated = segment.seq_len - before.shape[0]
         return torch.cat((before, torch.arange(prompt, prompt + generated, device=before.device)))[columns]
@@ -249,7 +250,7 @@ class LatePass(ActivePass):
         moved = []
         for segment in self.plan.pruned:
             assert segment.state is not None
-            if (before := segment.state.last_slot) is not None:
+            if (before := segment.state.progress.last_slot) is not None:
                 now = self._table[segment.row, segment.seq_len - 1 : segment.seq_len].to(torch.int64)
                 moved.append((before, now))
         return moved

@@ -39,7 +39,7 @@ class Scored(NamedTuple):
 
 
 class Scorer(Protocol):
-    """Of one prune in one forward. Failures end the requests they concern (`RequestState.fail`) and raise nothing."""
+    """Of one prune in one forward. Failures end the requests they concern (`Progress.fail`) and raise nothing."""
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
         """Fold in one layer.
@@ -58,8 +58,8 @@ def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Sc
     """The scorer for the table's device and the requests' rankers. requests: at least one."""
     if not table.is_cuda:
         return TorchScorer(requests, table, config)
-    fused = [scored for scored in requests if scored.state.ranker == RankerSpec()]
-    others = [scored for scored in requests if scored.state.ranker != RankerSpec()]
+    fused = [scored for scored in requests if scored.state.plan.ranker == RankerSpec()]
+    others = [scored for scored in requests if scored.state.plan.ranker != RankerSpec()]
     if not others:
         return KernelScorer(fused, table, config)
     if not fused:
@@ -88,7 +88,7 @@ class TorchScorer:
     def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
         self._requests = {scored.request: scored for scored in requests}
         self._rankers = {
-            scored.request: make(scored.state.ranker, pool_kernel=config.pool_kernel) for scored in requests
+            scored.request: make(scored.state.plan.ranker, pool_kernel=config.pool_kernel) for scored in requests
         }
         self._scores: dict[int, list[Tensor]] = {scored.request: [] for scored in requests}
         self._table, self._config = table, config

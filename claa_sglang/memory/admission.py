@@ -26,13 +26,13 @@ def chunk_len(budget: int, remaining: int, window: int) -> int:
 def late_prefill_len(state: RequestState, generated: int) -> int:
     """Rows of a pruned request's late prefill, and the late slots they take: the kept prompt tokens, and the tokens
     generated before a retraction."""
-    return state.kept_counts[0] + generated
+    return state.plan.kept_counts[0] + generated
 
 
 def max_new_tokens(capacity: int, state: RequestState) -> int:
     """Tokens a pruned request can generate with the pool for itself: each takes an early and a late slot. Below 0: the
     prompt alone does not fit."""
-    return (capacity - state.prompt_tokens - state.kept_counts[0] - MARGIN) // 2
+    return (capacity - state.plan.prompt_tokens - state.plan.kept_counts[0] - MARGIN) // 2
 
 
 class LateRows:
@@ -70,12 +70,13 @@ class LateRows:
 
     def advance(self, state: RequestState, generated: int) -> bool:
         """Plan the next part of a late prefill into this step; whether it is the last part."""
-        for step, kept in enumerate(state.kept_counts):
-            total, done = kept + generated, state.late_spans[step][1]
+        spans = state.progress.late_spans
+        for step, kept in enumerate(state.plan.kept_counts):
+            total, done = kept + generated, spans[step][1]
             taken = self._part(state, step, total - done)
             if self.left is not None:
                 self.left[step] -= taken
-            state.late_spans[step] = (done, done + taken)
+            spans[step] = (done, done + taken)
             if done + taken < total:
                 return False
         return True
@@ -85,6 +86,6 @@ class LateRows:
         window if another prune follows, whose ranking it asks."""
         if self.left is None:
             return rows
-        if step == len(state.kept_counts) - 1:
+        if step == len(state.plan.kept_counts) - 1:
             return min(rows, self.left[step])
         return chunk_len(self.left[step], rows, self._window)

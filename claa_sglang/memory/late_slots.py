@@ -121,8 +121,8 @@ class LateSlots:
         for row, seq_len in zip(req_pool_indices_cpu.tolist(), target_seq_lens_cpu.tolist(), strict=True):
             if (owner := self._owners.get(row)) is None:
                 continue
-            state = owner.state
-            target = state.kept_counts[0] + max(owner.generated, seq_len - state.prompt_tokens)
+            plan = owner.state.plan
+            target = plan.kept_counts[0] + max(owner.generated, seq_len - plan.prompt_tokens)
             if target > owner.held:
                 grows.append((row, owner, target))
         need = sum(target - owner.held for _, owner, target in grows)
@@ -142,8 +142,8 @@ class LateSlots:
         rows, columns, values = [], [], []
         for i, (row, owner, target) in enumerate(grows):
             owner.held = target
-            behind = target - owner.state.kept_counts[0]
-            for step, kept in enumerate(owner.state.kept_counts):
+            behind = target - owner.state.plan.kept_counts[0]
+            for step, kept in enumerate(owner.state.plan.kept_counts):
                 rows.append((step + 1) * self.stride + row)
                 columns.append(kept + behind - 1)
                 values.append(i)
@@ -158,8 +158,8 @@ class LateSlots:
             offset += target - owner.held
             self.table[self.stride + row, owner.held : target] = taken
             # A later step's row lists kept slots chosen on the device, then the generated tokens' slots, known here.
-            first, before = owner.state.kept_counts[0], owner.held
-            for step, kept in enumerate(owner.state.kept_counts[1:], start=2):
+            first, before = owner.state.plan.kept_counts[0], owner.held
+            for step, kept in enumerate(owner.state.plan.kept_counts[1:], start=2):
                 start = max(before, first)
                 if target > start:
                     self.table[step * self.stride + row, kept + start - first : kept + target - first] = taken[
@@ -176,15 +176,14 @@ class LateSlots:
         owner = self._owners[row]
         if owner.aside is not None:
             self._allocator.free(owner.aside)
-        owner.aside = owner.state.last_slot = slot
+        owner.aside = owner.state.progress.last_slot = slot
 
     def free(self, row: int) -> None:
         """Give back what the request in stock row `row` holds. A row that is not bound is fine."""
         owner = self._owners.pop(row, None)
         if owner is None:
             return
-        owner.state.late_spans = [(0, 0)] * len(owner.state.kept_counts)
-        owner.state.last_slot = None
+        owner.state.progress.reset_scheduling()
         if owner.aside is not None:
             self._allocator.free(owner.aside)
         if owner.held:

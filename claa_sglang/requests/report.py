@@ -23,24 +23,25 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
     `options.return_kept`, `kept` are the kept prompt positions, ascending; that copies them from the device
     (one wait, for requests that ask). Positions of a step that was not ranked (an early abort) are left out.
     """
+    plan, why = state.plan, state.decision.why
     if not state.pruned:
         return {
             "pruned": False,
-            "reason": state.reason,
+            "reason": plan.dense_reason,
             **_policy(state),
-            "prompt_tokens": state.prompt_tokens,
-            "kept_tokens": state.prompt_tokens,
+            "prompt_tokens": plan.prompt_tokens,
+            "kept_tokens": plan.prompt_tokens,
             "early_cached_tokens": cached_tokens,
         }
-    steps = [_step(state, index) for index in range(len(state.steps))]
+    steps = [_step(state, index) for index in range(len(plan.steps))]
     report: Report = {
         "pruned": True,
-        **({} if state.choice is None else {"reason": state.choice}),
+        **({} if why is None else {"reason": why}),
         **_policy(state),
-        "prompt_tokens": state.prompt_tokens,
+        "prompt_tokens": plan.prompt_tokens,
         "early_cached_tokens": cached_tokens,
-        "late_computed_tokens": state.late_computed_tokens,
-        "ranker": "given" if state.options.keep is not None else str(state.ranker),
+        "late_computed_tokens": state.progress.late_computed_tokens,
+        "ranker": "given" if plan.options.keep is not None else str(plan.ranker),
         **steps[0],
     }
     if len(steps) > 1:
@@ -79,18 +80,18 @@ def safe_report(state: RequestState | None, cached_tokens: int) -> Report | None
 
 def _policy(state: RequestState) -> Report:
     """Marks a report whose `reason` has the policy's estimates."""
-    return {} if state.choice is None else {"policy": "auto"}
+    return {} if state.decision.why is None else {"policy": "auto"}
 
 
 def _step(state: RequestState, index: int) -> Report:
-    step = state.steps[index]
+    plan, step = state.plan, state.plan.steps[index]
     values: Report = {
-        "kept_tokens": state.kept_counts[index],
-        "keep_rate": step.keep_rate if state.options.keep is None else None,
+        "kept_tokens": plan.kept_counts[index],
+        "keep_rate": step.keep_rate if plan.options.keep is None else None,
         "prune_layer": step.prune_layer,
         "score_layers": list(step.score_layers),
     }
-    kept = state.kept[index]
-    if state.options.return_kept and kept is not None:
+    kept = state.progress.kept[index]
+    if plan.options.return_kept and kept is not None:
         values["kept"] = kept.tolist()
     return values

@@ -19,61 +19,97 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class RequestState:
-    """One request's plan and outcome, in the scheduler process.
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """What is settled when the scheduler builds a request. A request that turns dense gets another plan.
 
     Attributes:
         options: what the client asked for.
         prompt_tokens: length N of the prompt; generated tokens are not counted, also after a retraction.
         steps: the prune steps, with the request's own keep rate.
-        reason: why the request runs dense; None when it is pruned.
-        ranker: what ranks its tokens.
-        is_open: whether the policy still decides on the request, which way it goes and in which step: until it has its
-            row.
-        waits: whether it is not to run in the step that is being made, as another computes its prefix.
-        choice: why the policy prunes it, or runs it dense; None where nothing was chosen.
-        prefix_uses: what the policy knows of its cached tokens; None until the prompt was counted.
-        dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
         kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.
-        kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
-            request resumes with the positions it had, so its answer does not change.
-        late_computed_tokens: prompt rows that ran through the first late layer.
-        late_spans: per step, the rows [start, end) after it that the forward being scheduled computes: of its kept
-            prompt tokens, then those generated before a retraction. A long late prefill takes several forwards; rows
-            after a step begin when those before it are complete. (0, 0) until they begin, and again when the late
-            slots are given back.
-        last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
-            the prompt's last token; late slots own it.
-        error: what went wrong in this request's own computation; the scheduler ends it with this text.
+        ranker: what ranks its tokens.
+        dense_reason: why the request runs dense; None when it is pruned.
     """
 
     options: RequestOptions
     prompt_tokens: int
     steps: tuple[PruneStep, ...] = ()
-    reason: str | None = None
-    ranker: RankerSpec = field(default_factory=RankerSpec)
-    is_open: bool = False
-    waits: bool = False
-    choice: str | None = None
-    prefix_uses: Any = None
-    dense_new_tokens: tuple[int, int] | None = None
     kept_counts: tuple[int, ...] = ()
+    ranker: RankerSpec = field(default_factory=RankerSpec)
+    dense_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has been computed of a pruned request: changed by admission, late slots and the forward.
+
+    Attributes:
+        kept: per step, the kept prompt positions: int64 `[kept_counts[i]]`, ascending; None until ranked. A retracted
+            request resumes with the positions it had, so its answer does not change.
+        late_computed_tokens: prompt rows that ran through the first late layer.
+        late_spans: per step, the rows [start, end) after it that the forward being scheduled computes: of its kept
+            prompt tokens, then those generated before a retraction. A long late prefill takes several forwards; rows
+            after a step begin when those before it are complete. (0, 0) until they begin.
+        last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
+            the prompt's last token; late slots own it.
+        error: what went wrong in this request's own computation; the scheduler ends it with this text.
+    """
+
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
     late_spans: list[tuple[int, int]] = field(default_factory=list)
     last_slot: Tensor | None = None
     error: str | None = None
 
-    @property
-    def pruned(self) -> bool:
-        """Whether late layers see only the kept tokens. False means: the stock path, untouched."""
-        return self.reason is None
+    @classmethod
+    def before_any(cls, steps: int) -> Progress:
+        """Of a request of which nothing was computed."""
+        return cls(kept=[None] * steps, late_spans=[(0, 0)] * steps)
+
+    def reset_scheduling(self) -> None:
+        """The late slots are given back, in a retraction too: the late prefill is scheduled from its start. What was
+        ranked and what failed stays."""
+        self.late_spans = [(0, 0)] * len(self.late_spans)
+        self.last_slot = None
 
     def fail(self, doing: str, error: Exception) -> None:
         """Have this request end with an error. The first failure is the cause; what follows from it is only logged."""
         self.error = self.error or f"CLAA failed while {doing}: {type(error).__name__}: {error}"
         logger.error("CLAA failed while %s", doing, exc_info=error)
+
+
+@dataclass(slots=True)
+class Decision:
+    """What the policy makes of a request that waits: changed where a step is made, until it has its row.
+
+    Attributes:
+        is_open: whether the policy still decides on the request, which way it goes and in which step.
+        waits: whether it is not to run in the step that is being made, as another computes its prefix.
+        why: why the policy prunes it, or runs it dense; None where nothing was chosen.
+        uses: what the policy knows of its cached tokens (`policy.prefix_uses.Uses`); None until the prompt was counted.
+        dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
+    """
+
+    is_open: bool = False
+    waits: bool = False
+    why: str | None = None
+    uses: Any = None
+    dense_new_tokens: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestState:
+    """One request's plan and outcome, in the scheduler process."""
+
+    plan: RequestPlan
+    progress: Progress = field(default_factory=Progress)
+    decision: Decision = field(default_factory=Decision)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether late layers see only the kept tokens. False means: the stock path, untouched."""
+        return self.plan.dense_reason is None
 
     @classmethod
     def pruned_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:
@@ -83,21 +119,16 @@ class RequestState:
         if options.keep is not None:
             counts = (len(given_positions(options.keep, prompt_tokens, config.window)),) * len(steps)
         return cls(
-            options,
-            prompt_tokens,
-            steps,
-            ranker=parse(options.ranker or config.ranker),
+            RequestPlan(options, prompt_tokens, steps, counts, parse(options.ranker or config.ranker)),
+            Progress.before_any(len(steps)),
             # Positions that a client gives are its own choice of what is kept.
-            is_open=(options.policy or config.policy) == "auto" and options.keep is None,
-            kept_counts=counts,
-            kept=[None] * len(steps),
-            late_spans=[(0, 0)] * len(steps),
+            Decision(is_open=(options.policy or config.policy) == "auto" and options.keep is None),
         )
 
     @classmethod
     def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:
         """State of a request that takes the stock path because of `reason`."""
-        return cls(options, prompt_tokens, reason=reason)
+        return cls(RequestPlan(options, prompt_tokens, dense_reason=reason))
 
 
 def given_positions(keep: Sequence[int], prompt_tokens: int, window: int) -> list[int]:
@@ -113,4 +144,4 @@ def contain(states: Iterable[RequestState], doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         for state in states:
-            state.fail(doing, error)
+            state.progress.fail(doing, error)

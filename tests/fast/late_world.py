@@ -310,7 +310,7 @@ class World:
 def kept_positions(world: World, request: Request) -> list[list[int]]:
     """Per step, the prompt positions that go on: they depend on the text and the counts alone, so are computed once."""
     assert request.state is not None
-    key = (request.text, request.prompt, request.state.kept_counts)
+    key = (request.text, request.prompt, request.state.plan.kept_counts)
     if key not in world.answers:
         world.answers[key] = _kept_positions(world, *key)
     return world.answers[key]
@@ -336,7 +336,7 @@ def check(world: World, requests: list[Request]) -> None:
     """Compare what each layer could read in the last forward, and what was kept, with the plain answer."""
     assert world.last is not None
     for request in requests:
-        spans = request.state.late_spans if request.state is not None else []
+        spans = request.state.progress.late_spans if request.state is not None else []
         begun = request.pruned and spans[0][1] > 0
         parted = begun and request.length < request.total  # the last token waits to be computed again
         everything = [(request.text, p) for p in range(request.length + parted)]
@@ -359,9 +359,9 @@ def check(world: World, requests: list[Request]) -> None:
 def _check_kept(world: World, request: Request) -> None:
     """A step's ranking is there, and right, as soon as the rows before it are complete."""
     state, plain = request.state, kept_positions(world, request)
-    assert state is not None and state.late_computed_tokens == len(plain[0])
-    for step, kept in enumerate(state.kept):
+    assert state is not None and state.progress.late_computed_tokens == len(plain[0])
+    for step, kept in enumerate(state.progress.kept):
         before = step - 1
-        complete = step == 0 or state.late_spans[before][1] >= state.kept_counts[before]
+        complete = step == 0 or state.progress.late_spans[before][1] >= state.plan.kept_counts[before]
         assert kept is not None or not complete
         assert kept is None or kept.tolist() == plain[step]

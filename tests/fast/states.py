@@ -17,7 +17,7 @@ SECOND = PruneStep(prune_layer=5, keep_rate=0.125, score_layers=(4, 5))
 
 def pruned(tokens: int = 80, config: ClaaConfig = CONFIG, **options: Any) -> RequestState:
     state = RequestState.pruned_request(RequestOptions(**options), config, tokens)
-    for index, count in enumerate(state.kept_counts):
-        state.kept[index] = torch.arange(tokens - count, tokens)
-    state.late_computed_tokens = state.kept_counts[0]
+    for index, count in enumerate(state.plan.kept_counts):
+        state.progress.kept[index] = torch.arange(tokens - count, tokens)
+    state.progress.late_computed_tokens = state.plan.kept_counts[0]
     return state

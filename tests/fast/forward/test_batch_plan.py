@@ -13,17 +13,14 @@ from claa_sglang.config.budget import kept_counts
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.forward.batch_plan import BatchPlan, Segment, late_len, plan_decode, plan_extend
 from claa_sglang.requests.options import RequestOptions
-from claa_sglang.requests.state import RequestState
+from claa_sglang.requests.state import Progress, RequestPlan, RequestState
 
 STRIDE, WINDOW = 100, 4
 
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     steps = tuple(PruneStep(prune_layer=i, keep_rate=0.5 / (i + 1), score_layers=(i,)) for i in range(len(counts)))
-    spans = [(0, 0)] * len(counts)
-    return RequestState(
-        RequestOptions(), prompt, steps, kept_counts=counts, kept=[None] * len(counts), late_spans=spans
-    )
+    return RequestState(RequestPlan(RequestOptions(), prompt, steps, counts), Progress.before_any(len(counts)))
 
 
 class Entry(NamedTuple):
@@ -56,14 +53,14 @@ def entries(draw: st.DrawFn, steps: int) -> list[Entry]:
         state = None
         if kind == "pruned":
             state = make_state(prompt, kept_counts(prompt, rates[:steps], WINDOW))
-            totals = [count + max(0, end - prompt) for count in state.kept_counts]
+            totals = [count + max(0, end - prompt) for count in state.plan.kept_counts]
             # One level is under way; those before it are complete.
             level = draw(st.integers(0, steps - 1))
             for before in range(level):
                 start = draw(st.integers(0, totals[before]))
-                state.late_spans[before] = (start, totals[before])
+                state.progress.late_spans[before] = (start, totals[before])
             start = draw(st.integers(0, totals[level] - 1))
-            state.late_spans[level] = (start, draw(st.integers(start + (level == 0), totals[level])))
+            state.progress.late_spans[level] = (start, draw(st.integers(start + (level == 0), totals[level])))
         elif kind == "dense":
             state = RequestState.dense_request(RequestOptions(), prompt, "short")
         result.append(Entry(state, row, prefix, end - prefix, end == prompt + generated))
@@ -124,12 +121,12 @@ def test_every_level_of_a_prefill(steps: int, data: st.DataObject) -> None:
                 continue
             state = entry.state
             assert state is not None and segment.state is state
-            generated = entry.prefix + entry.extend - state.prompt_tokens
+            generated = entry.prefix + entry.extend - state.plan.prompt_tokens
             assert segment.row == entry.row + level * STRIDE
             # The late row is written from its beginning, whatever of the prompt was cached, and maybe in parts.
-            start, end = state.late_spans[level - 1]
+            start, end = state.progress.late_spans[level - 1]
             assert (segment.prefix_len, segment.seq_len) == (start, end) and segment.rows == end - start
-            assert segment.complete == (end == state.kept_counts[level - 1] + generated)
+            assert segment.complete == (end == state.plan.kept_counts[level - 1] + generated)
     assert [s.request for s in made.pruned] == [i for i, e in enumerate(batch) if e.pruned]
     assert all(s in stock for s in made.pruned)
 
@@ -139,7 +136,7 @@ def test_every_level_of_a_prefill(steps: int, data: st.DataObject) -> None:
 def test_every_level_of_a_decode(steps: int, data: st.DataObject) -> None:
     batch = data.draw(entries(steps))
     assume(any(e.pruned for e in batch))
-    lens = [(e.state.prompt_tokens if e.state else 5) + data.draw(st.integers(1, 9)) for e in batch]
+    lens = [(e.state.plan.prompt_tokens if e.state else 5) + data.draw(st.integers(1, 9)) for e in batch]
     made = plan_decode(
         [e.state for e in batch], rows=[e.row for e in batch], seq_lens=lens, table_stride=STRIDE, num_steps=steps
     )
@@ -152,7 +149,7 @@ def test_every_level_of_a_decode(steps: int, data: st.DataObject) -> None:
             if entry.pruned and level > 0:
                 assert entry.state is not None
                 row += level * STRIDE
-                length = entry.state.kept_counts[level - 1] + lens[i] - entry.state.prompt_tokens
+                length = entry.state.plan.kept_counts[level - 1] + lens[i] - entry.state.plan.prompt_tokens
             assert (segment.row, segment.seq_len, segment.prefix_len) == (row, length, length - 1)
             assert segment.state is (entry.state if entry.pruned else None)
 
@@ -187,7 +184,8 @@ def test_a_mixed_batch_by_hand() -> None:
         Entry(make_state(30, (15, 7)), 3, 8, 10, False),  # mid-prompt
         Entry(make_state(16, (8, 4)), 4, 0, 19, True),  # resumed with 3 generated tokens
     ]
-    batch[0].state.late_spans, batch[3].state.late_spans = [(0, 10), (0, 5)], [(0, 11), (0, 7)]
+    first, last = batch[0].state.progress, batch[3].state.progress
+    first.late_spans, last.late_spans = [(0, 10), (0, 5)], [(0, 11), (0, 7)]
     made = plan(batch, steps=2)
     assert made is not None
     compact = [[(s.request, s.start, s.end, s.row, s.prefix_len, s.seq_len) for s in level] for level in made.levels]
@@ -203,7 +201,7 @@ def test_the_parts_of_a_late_prefill_by_hand() -> None:
     parts = [[(0, 6), (0, 0)], [(6, 10), (0, 0)], [(10, 10), (0, 3)], [(10, 10), (3, 5)]]
     seen = []
     for part in parts:
-        state.late_spans = part
+        state.progress.late_spans = part
         made = plan([Entry(state, 1, 19, 1, True), Entry(None, 2, 0, 4, True)], steps=2)
         assert made is not None
         seen.append([[(s.prefix_len, s.seq_len) for s in level if s.state is not None] for level in made.levels[1:]])

@@ -59,7 +59,7 @@ def test_a_part_after_the_second_prune_alone_beside_other_requests(steps: tuple[
     parted, dense, short = world.add(text=1, prompt=40), world.add(text=4, prompt=7, pruned=False), world.add(2, 9)
     for left in (40, 1, 1):
         world.extend([(parted, left)], late_rows=8)
-    assert parted.state.late_spans == [(16, 20), (0, 8)]
+    assert parted.state.progress.late_spans == [(16, 20), (0, 8)]
     world.extend([(parted, 1), (dense, 7)], late_rows=30)
     check(world, [parted, dense])
     assert world.last is not None and [world.last.plan.rows(level) for level in (1, 2)] == [7, 7 + 2]
@@ -79,7 +79,7 @@ def test_rows_after_the_second_prune_wait_where_the_step_has_no_room(steps: tupl
     check(world, [parted, short])
     assert out[parted].tolist() == rows(1, [15]) and not out[short].any()
     # It was ranked all the same: its queries were there.
-    assert short.state.late_spans == [(0, 4), (0, 0)] and len(kept(short)) == 2
+    assert short.state.progress.late_spans == [(0, 4), (0, 0)] and len(kept(short)) == 2
     assert world.extend([(short, 1)], late_rows=8)[short].tolist() == rows(2, [8])
     check(world, [short])
     world.decode([short, parted])
@@ -98,7 +98,7 @@ def test_a_request_retracted_between_its_parts_starts_them_again_with_what_it_ke
     assert request.length < request.total
     before = kept(request)
     resumed = world.retract(request)
-    assert set(resumed.state.late_spans) == {(0, 0)}
+    assert set(resumed.state.progress.late_spans) == {(0, 0)}
     prefill(world, resumed)
     assert kept(resumed)[: len(before)] == before and len(world.agreed) == len(steps) - len(before)
     generate(world, resumed, 2)

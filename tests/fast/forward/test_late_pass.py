@@ -24,7 +24,7 @@ def _one_thread():
 
 def kept(request: Request) -> list[list[int]]:
     assert request.state is not None
-    return [k.tolist() for k in request.state.kept if k is not None]
+    return [k.tolist() for k in request.state.progress.kept if k is not None]
 
 
 def rows(text: int, positions: list[int] | range) -> list[list[float]]:
@@ -51,8 +51,8 @@ def test_a_cold_prompt(steps: tuple[PruneStep, ...], prompt: int) -> None:
     out = prefill(world, request)
     # Only the row the next token comes from.
     assert out[-1:].tolist() == rows(1, [prompt - 1]) and not out[:-1].any()
-    assert [len(k) for k in kept(request)] == list(request.state.kept_counts)
-    visible = (prompt, *request.state.kept_counts)
+    assert [len(k) for k in kept(request)] == list(request.state.plan.kept_counts)
+    visible = (prompt, *request.state.plan.kept_counts)
     assert len(world.agreed) == sum(visible[i + 1] < visible[i] for i in range(len(steps)))
 
 
@@ -222,7 +222,7 @@ def test_the_ranking_the_ranks_agree_on_decides(steps: tuple[PruneStep, ...]) ->
     world.agree = lambda ranking: torch.arange(len(ranking)).float()
     request = world.add(text=1, prompt=20)
     world.extend([(request, 20)])
-    assert kept(request) == [list(range(20 - count, 20)) for count in request.state.kept_counts]
+    assert kept(request) == [list(range(20 - count, 20)) for count in request.state.plan.kept_counts]
 
 
 @TWO_ONLY

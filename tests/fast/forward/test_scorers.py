@@ -38,7 +38,7 @@ def test_each_request_has_its_own_ranker() -> None:
         own = table[request.table_row]
         expected = ranker.rank([ranker.score_layer(q[rows], k[own], scaling=0.3) for q, k in layers])
         assert torch.equal(scorer.ranking(request.request), expected), name
-        assert request.state.error is None
+        assert request.state.progress.error is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,6 +48,6 @@ def test_a_failure_is_the_request_s_own(name: str) -> None:
     scorer.score(torch.randn(2 * CONFIG.window, HEADS, DIM), torch.randn(2 * TOKENS, KV_HEADS, DIM), 1.0)
     scorer._scores[0] = []  # what no ranker can fold
     assert scorer.ranking(0).shape == (TOKENS - CONFIG.window,)
-    assert requests[0].state.error is not None
+    assert requests[0].state.progress.error is not None
     scorer.ranking(1)
-    assert requests[1].state.error is None
+    assert requests[1].state.progress.error is None

@@ -93,7 +93,7 @@ def test_a_step_takes_no_more_late_rows_than_a_chunk(steps: int, limit: int, row
 def test_without_chunks_nothing_is_bounded() -> None:
     late, state = LateRows(None, 2, WINDOW), make_state(1000, 0.5, 0.2)
     assert late.take(10**6) == 10**6 and late.cap(7) == 7 and late.has_room(state, 0)
-    assert late.advance(state, 3) and state.late_spans == [(0, 503), (0, 203)]
+    assert late.advance(state, 3) and state.progress.late_spans == [(0, 503), (0, 203)]
 
 
 @pytest.mark.parametrize("rates", [(0.5,), (0.5, 0.2), (1.0, 1.0), (0.9, 0.5, 0.1)], ids=str)
@@ -106,19 +106,19 @@ def test_the_parts_of_a_late_prefill_follow_each_other(
     rates: tuple[float, ...], prompt: int, generated: int, limits: list[int]
 ) -> None:
     state = make_state(prompt, *rates)
-    totals, done, finished, step = [n + generated for n in state.kept_counts], [0] * len(rates), False, 0
+    totals, done, finished, step = [n + generated for n in state.plan.kept_counts], [0] * len(rates), False, 0
     while not finished:
         late = LateRows(limit := limits[step % len(limits)], len(rates), WINDOW)
         finished = late.advance(state, generated)
-        rows = [end - start for start, end in state.late_spans]
+        rows = [end - start for start, end in state.progress.late_spans]
         assert late.left == [limit - n for n in rows] and all(0 <= n <= limit for n in rows) and sum(rows) > 0
-        for level, (start, end) in enumerate(state.late_spans):
+        for level, (start, end) in enumerate(state.progress.late_spans):
             assert start == done[level]
-            assert end == 0 or level == 0 or state.late_spans[level - 1][1] == totals[level - 1]
+            assert end == 0 or level == 0 or state.progress.late_spans[level - 1][1] == totals[level - 1]
             # The part that ends a level before another prune has the window, whose queries rank.
             if start < end == totals[level] and level < len(rates) - 1:
                 assert end - start >= WINDOW
-        done, step = [end for _, end in state.late_spans], step + 1
+        done, step = [end for _, end in state.progress.late_spans], step + 1
     assert done == totals
 
 
@@ -140,7 +140,7 @@ def test_what_is_left_holds_a_part_or_not() -> None:
 
 def test_rows_after_the_second_prune_may_find_no_room() -> None:
     late, first, second = LateRows(30, 2, WINDOW), make_state(100, 0.5, 0.4), make_state(40, 0.25, 0.2)
-    first.late_spans = [(40, 50), (0, 10)]
+    first.progress.late_spans = [(40, 50), (0, 10)]
     assert late.advance(first, 0) and late.left == [30, 0]
-    assert not late.advance(second, 0) and second.late_spans == [(0, 10), (0, 0)]
-    assert LateRows(30, 2, WINDOW).advance(second, 0) and second.late_spans == [(10, 10), (0, 8)]
+    assert not late.advance(second, 0) and second.progress.late_spans == [(0, 10), (0, 0)]
+    assert LateRows(30, 2, WINDOW).advance(second, 0) and second.progress.late_spans == [(10, 10), (0, 8)]

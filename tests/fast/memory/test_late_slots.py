@@ -18,7 +18,7 @@ from claa_sglang.config.config import PruneStep
 from claa_sglang.memory.census import Owned, SlotCensus
 from claa_sglang.memory.late_slots import LateSlots, OutOfLateSlots
 from claa_sglang.requests.options import RequestOptions
-from claa_sglang.requests.state import RequestState
+from claa_sglang.requests.state import Progress, RequestPlan, RequestState
 
 ROWS, WIDTH, WINDOW, RATES = 4, 48, 2, (0.5, 0.2)
 SCHEDULES = int(os.environ.get("CLAA_TEST_SCHEDULES", 100))  # `make test` asks for thousands
@@ -26,8 +26,7 @@ SCHEDULES = int(os.environ.get("CLAA_TEST_SCHEDULES", 100))  # `make test` asks 
 
 def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     steps = tuple(PruneStep(prune_layer=i, keep_rate=RATES[i], score_layers=(i,)) for i in range(len(counts)))
-    lists = {"kept": [None] * len(counts), "late_spans": [(0, 0)] * len(counts)}
-    return RequestState(RequestOptions(), prompt, steps, kept_counts=counts, **lists)
+    return RequestState(RequestPlan(RequestOptions(), prompt, steps, counts), Progress.before_any(len(counts)))
 
 
 def make_pool(steps: int, size: int, need_sort: bool = False):
@@ -132,7 +131,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
         if request.state is None:
             return
         generated = max(request.generated, len(request.stock) - request.prompt)
-        now = listed(self.slots, row, 1, request.state.kept_counts[0] + generated)
+        now = listed(self.slots, row, 1, request.state.plan.kept_counts[0] + generated)
         assert now[: len(request.late)] == request.late
         request.late = now
 
@@ -171,7 +170,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
             assert self.slots.reserved(row) == (request.state is not None)
             request.prefilled = length == request.target
             if request.prefilled and request.state is not None and self.steps == 2:
-                first, second = request.state.kept_counts
+                first, second = request.state.plan.kept_counts
                 request.subset = sorted(data.draw(st.permutations(range(first)))[:second])
                 base = self.slots.stride + row
                 # What the second prune does in the forward.
@@ -252,7 +251,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
             assert listed(self.slots, row, 1, len(request.late)) == request.late
             if request.state is None or self.steps == 1 or not request.late:
                 continue
-            first, second = request.state.kept_counts
+            first, second = request.state.plan.kept_counts
             generated = request.late[first:]
             assert listed(self.slots, row, 2, second + len(generated))[second:] == generated
             if request.prefilled:
@@ -377,10 +376,10 @@ def test_a_slot_set_aside_is_owned_until_the_next_or_the_end() -> None:
     for free in (15, 15):  # the second takes the place of the first
         slot = allocator.alloc(1)
         slots.set_aside(1, slot)
-        assert state.last_slot is slot and slots.held == 5 and allocator.available_size() == free
+        assert state.progress.last_slot is slot and slots.held == 5 and allocator.available_size() == free
         assert slot.item() in dict(slots.holdings())[1].tolist() and owned_twice(allocator, slots) == []
     slots.free(1)
-    assert slots.held == 0 and allocator.available_size() == 20 and state.last_slot is None
+    assert slots.held == 0 and allocator.available_size() == 20 and state.progress.last_slot is None
 
 
 def test_a_freed_row_starts_its_late_prefill_again() -> None:
@@ -388,9 +387,9 @@ def test_a_freed_row_starts_its_late_prefill_again() -> None:
     _, _, slots = make_pool(1, size=20)
     state = make_state(8, (4,))
     slots.bind(1, state, generated=0)
-    state.late_spans[0] = (1, 3)
+    state.progress.late_spans[0] = (1, 3)
     slots.free(1)
-    assert set(state.late_spans) == {(0, 0)}
+    assert set(state.progress.late_spans) == {(0, 0)}
 
 
 def test_a_table_that_is_no_multiple_of_stocks_is_refused() -> None:

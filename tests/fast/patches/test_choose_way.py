@@ -21,7 +21,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.memory.late_slots import LateSlots
-from claa_sglang.patches import admission
+from claa_sglang.patches import admission, attached
 from claa_sglang.patches.policy import choose_way, match_where_it_goes, must_wait, note_admitted, start_step
 from claa_sglang.patches.requests import pruned_key
 from claa_sglang.policy.cost import Constants, CostModel
@@ -44,14 +44,15 @@ class World:
         allocator = TokenToKVPoolAllocator(60_000, torch.int64, "cpu", None, False)
         params = CacheInitParams(disable, self.pool, allocator, page_size=1, tree_components=(ComponentType.FULL,))
         self.tree, self.allocator = UnifiedRadixCache(params), allocator
-        self.tree.claa_window = CONFIG.window
-        self.pool.claa_policy = SimpleNamespace(
+        attached.window.hang(self.tree, CONFIG.window)
+        self.live = SimpleNamespace(
             config=CONFIG,
             policy=Policy(CONFIG, CostModel(ARITHMETIC), 8192),
             timer=SimpleNamespace(collect=lambda: None),
             in_flight=InFlight(),
             sampled=OrderedDict(),
         )
+        attached.policy.hang(self.pool, self.live)
 
     def cache(self, tokens: list[int], pruned: bool) -> None:
         key = RadixKey(array("q", tokens), extra_key=CONFIG.namespace if pruned else None)
@@ -63,7 +64,7 @@ class World:
         params = SamplingParams(max_new_tokens=new, n=n)
         req = Req(f"r{id(params)}", "", array("q", tokens), params, return_logprob=logprobs_from >= 0)
         req.logprob_start_len = logprobs_from
-        req.claa = RequestState.pruned_request(RequestOptions(keep_rate=keep), CONFIG, len(tokens))
+        attached.state.hang(req, RequestState.pruned_request(RequestOptions(keep_rate=keep), CONFIG, len(tokens)))
         req.extra_key = pruned_key(None, CONFIG.namespace)
         return req
 
@@ -73,7 +74,7 @@ class World:
         if must_wait(req):
             return "waits"
         req.init_next_round_input(self.tree)
-        return "pruned" if req.claa.pruned else "dense"
+        return "pruned" if attached.state.of(req).pruned else "dense"
 
     def admit(self, req: Req) -> str:
         way = self.way(req)
@@ -92,7 +93,7 @@ def test_samples_go_the_way_of_the_prompt_that_was_sent_ahead() -> None:
     samples = [world.request(PROMPT, n=8) for _ in range(8)]
     assert [world.admit(req) for req in samples] == ["dense"] * 8
     assert {req.prefix_len for req in samples} == {1499}
-    assert all("for all 8 samples" in req.claa.reason for req in samples)
+    assert all("for all 8 samples" in attached.state.of(req).plan.dense_reason for req in samples)
 
 
 def test_samples_that_go_pruned_do_not_turn_dense_one_by_one() -> None:
@@ -111,7 +112,7 @@ def test_equal_requests_of_a_step_wait_for_the_first() -> None:
     first, *others = [world.request(PROMPT) for _ in range(7)]
     assert world.admit(first) == "pruned"
     assert [world.admit(req) for req in others] == ["waits"] * 6
-    assert not any(req.claa.choice is None for req in others)
+    assert not any(attached.state.of(req).decision.why is None for req in others)
     first.output_ids.append(1)  # its prefill ended
     world.cache(PROMPT, pruned=True)
     start_step(world.tree)
@@ -151,7 +152,7 @@ def test_without_a_prefix_cache_only_the_prompt_s_own_cost_decides() -> None:
     for _ in range(3):  # and nobody waits for what will not be there
         req = world.request(prompt, keep=0.5)
         assert world.admit(req) == "pruned"
-        assert "nothing is cached for later" in req.claa.choice
+        assert "nothing is cached for later" in attached.state.of(req).decision.why
 
 
 def test_a_request_whose_kv_is_not_cached_is_decided_on_alone_and_waited_for_by_nobody() -> None:

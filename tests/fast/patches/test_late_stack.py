@@ -110,7 +110,7 @@ def test_each_layer_is_seen_once_with_its_rows(steps: tuple[PruneStep, ...]) -> 
         check(world, [pruned, dense])
         assert world.seen == world.runs == expected_rows(world)
     assert out[pruned][-1].tolist() == [1, 19, LAYERS]
-    assert world.seen[-1] == (LAYERS - 1, pruned.state.kept_counts[-1] + 7)
+    assert world.seen[-1] == (LAYERS - 1, pruned.state.plan.kept_counts[-1] + 7)
     world.decode([pruned, dense])
     check(world, [pruned, dense])
     assert world.seen == [(i, 2) for i in range(LAYERS)]
@@ -158,7 +158,7 @@ def test_after_a_failure_dense_rows_go_on_and_are_seen_once_more_at_most(
 
     world.fails = once
     out = world.extend([(pruned, 20), (dense, 12)])
-    assert "planted" in pruned.state.error and dense.state.error is None
+    assert "planted" in pruned.state.progress.error and dense.state.progress.error is None
     assert out[dense].tolist() == [[2, p, LAYERS] for p in range(12)]
     # Layers before the failure had been seen with these rows in them; from it on with dense rows alone.
     before = [(i, count) for i, count in expected_rows(world) if i < failing]

@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from claa_sglang.patches import requests
+from claa_sglang.patches import attached, requests
 from tests.fast.states import CONFIG, pruned
 
 CLIENT_KEYS = [
@@ -46,10 +46,12 @@ def test_an_aborted_request_becomes_dense_and_leaves_the_pruned_namespace(key: s
     from sglang.srt.managers.schedule_batch import Req
 
     req = Req.__new__(Req)
-    req.claa, req.extra_key = pruned(), requests.pruned_key(key, CONFIG.namespace)
+    attached.state.hang(req, pruned())
+    req.extra_key = requests.pruned_key(key, CONFIG.namespace)
     req.origin_input_ids = array("q", [0])  # what SGLang runs in place of the prompt
     requests.leave_on_abort(None, req, "message")
-    assert req.claa.reason == requests.ABORTED and req.claa.prompt_tokens == 1
+    state = attached.state.of(req)
+    assert state.plan.dense_reason == requests.ABORTED and state.plan.prompt_tokens == 1
     assert req.extra_key == requests.dense_key(key)
     requests.leave_on_abort(None, req, "message")
     assert req.extra_key == requests.dense_key(key)

@@ -11,7 +11,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
-from claa_sglang.patches import memory
+from claa_sglang.patches import attached, memory
 
 REQUESTS, COLUMNS = 7, 1000
 STEPS = (
@@ -48,10 +48,11 @@ def test_the_table_is_allocated_once_and_stock_sees_its_own_rows(steps: int) -> 
     with Allocated() as allocated:
         pool = memory.build_table(stock_build, configurator(steps), max_num_reqs=REQUESTS)
     rows = REQUESTS + 1
-    assert pool.claa_table.shape == (rows * (steps + 1), COLUMNS)
-    assert [storage.nbytes() for storage in allocated.storages.values()] == [pool.claa_table.nbytes]
+    table = attached.table.of(pool)
+    assert table.shape == (rows * (steps + 1), COLUMNS)
+    assert [storage.nbytes() for storage in allocated.storages.values()] == [table.nbytes]
     stock = stock_build(None, max_num_reqs=REQUESTS)
-    assert pool.req_to_token.data_ptr() == pool.claa_table.data_ptr()
+    assert pool.req_to_token.data_ptr() == table.data_ptr()
     for name in ("size", "_alloc_size", "max_context_len", "free_slots"):
         assert getattr(pool, name) == getattr(stock, name), name
     for name in ("req_to_token", "req_generation"):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from sglang.srt.managers.schedule_batch import Req
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.policy import start_step
 from claa_sglang.patches.requests import make_dense
 from claa_sglang.policy.cost import Constants, CostModel
@@ -25,7 +26,7 @@ class Arrivals(World):
 
     def __init__(self, stock: bool) -> None:
         super().__init__()
-        self.pool.claa_policy.policy = Policy(CONFIG, CostModel(TWO_CORES), 8192)
+        self.live.policy = Policy(CONFIG, CostModel(TWO_CORES), 8192)
         self.stock, self.new, self.requests = stock, 0, 0
 
     def ask(self, *tokens: list[int], n: int = 1, new: int = 8, keep: float = 0.2) -> None:
@@ -45,11 +46,12 @@ class Arrivals(World):
             waiting = [req for req in queue if self.admit(req) == "waits"]
             admitted = [req for req in queue if req not in waiting]
             for req in admitted:
+                pruned = attached.state.of(req).pruned
                 length = len(req.origin_input_ids)
-                self.new += length - min(req.prefix_len, length - (CONFIG.window if req.claa.pruned else 1))
+                self.new += length - min(req.prefix_len, length - (CONFIG.window if pruned else 1))
                 req.output_ids.append(1)
             for req in admitted:
-                self.cache(list(req.origin_input_ids), req.claa.pruned)
+                self.cache(list(req.origin_input_ids), attached.state.of(req).pruned)
             assert admitted
             queue = waiting
 

@@ -15,6 +15,7 @@ from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCu
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.forward.batch_plan import plan_extend
+from claa_sglang.patches import attached
 from claa_sglang.patches.policy import _graph_tokens, time_prefill, work_of
 from claa_sglang.policy.cost import Constants, CostModel, Work, span_work
 from claa_sglang.policy.policy import Choice, Flight, Hits, Policy, Prompt
@@ -312,7 +313,8 @@ def test_a_step_in_a_graph_teaches_nothing_of_launching(in_graph: bool) -> None:
         extend_seq_lens_cpu=[5, 7],
     )
     live = SimpleNamespace(config=CONFIG, timer=StepTimer(Cost(), torch.device("cpu")))
-    runner = SimpleNamespace(req_to_token_pool=SimpleNamespace(claa_policy=live))
+    runner = SimpleNamespace(req_to_token_pool=SimpleNamespace())
+    attached.policy.hang(runner.req_to_token_pool, live)
     output = SimpleNamespace(can_run_graph=in_graph)
     assert time_prefill(lambda *_: output, runner, batch) is output
     (work,) = seen
@@ -335,7 +337,7 @@ def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> Non
     ]
     config = msgspec.convert({"steps": steps, "num_layers": 8}, ClaaConfig)
     state = RequestState.pruned_request(RequestOptions(), config, prompt_tokens=100)
-    state.late_spans = [(50, 50), (8, 20)]
+    state.progress.late_spans = [(50, 50), (8, 20)]
     plan = plan_extend(
         [state], rows=[1], prefix_lens=[99], extend_lens=[1], last_chunk=[True], table_stride=4, num_steps=2
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from claa_sglang.config.config import ClaaConfig
-from claa_sglang.patches import ask, openai, report, tokenizer
+from claa_sglang.patches import ask, attached, openai, report, tokenizer
 from claa_sglang.requests.options import RequestError, RequestOptions
 from claa_sglang.requests.report import CHOSEN, KEY, build_report, safe_report
 from claa_sglang.requests.state import RequestState
@@ -53,7 +54,7 @@ def test_kept_positions_are_reported_only_when_asked_for() -> None:
 
 def test_positions_that_were_never_ranked_are_left_out() -> None:
     state = pruned(return_kept=True)
-    state.kept[0] = None
+    state.progress.kept[0] = None
     assert "kept" not in build_report(state, 0)
 
 
@@ -76,8 +77,8 @@ def test_a_report_is_json() -> None:
 
 
 def test_a_broken_state_is_an_error_in_the_report_and_no_exception() -> None:
-    state = pruned()
-    state.kept_counts = ()
+    made = pruned()
+    state = replace(made, plan=replace(made.plan, kept_counts=()))
     assert safe_report(state, 0) == {"error": "IndexError: tuple index out of range"}
     assert safe_report(None, 0) is None
 
@@ -91,7 +92,7 @@ def finished_request(state: RequestState | None, finished: bool = True) -> Any:
     req = Req.__new__(Req)  # its constructor needs a running scheduler; the streamer reads three attributes
     req.cached_tokens, req.finished_reason = 5, FINISH_LENGTH(1) if finished else None
     if state is not None:
-        req.claa = state
+        attached.state.hang(req, state)
     return req
 
 
@@ -281,9 +282,9 @@ def cache_report(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 
 def test_what_depends_on_the_cache_is_shown_with_sglang_s_switch_alone(cache_report: bool) -> None:
-    dense, chosen = pruned(), pruned()
-    chosen.choice = dense.choice = "pruned 1 ms, dense 2 ms (estimated)"
-    dense.reason = dense.choice
+    why = "pruned 1 ms, dense 2 ms (estimated)"
+    dense, chosen = RequestState.dense_request(RequestOptions(), 7, why), pruned()
+    chosen.decision.why = dense.decision.why = why
     for state in (dense, chosen):
         report = build_report(state, 16)
         seen = ask.as_shown(report)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,9 +28,9 @@ def config(steps: tuple[PruneStep, ...], window: int = 8) -> ClaaConfig:
 @pytest.mark.parametrize(("steps", "counts"), [(ONE, (20,)), (TWO, (60, 30))], ids=["one-step", "two-steps"])
 def test_the_servers_keep_rate(steps: tuple[PruneStep, ...], counts: tuple[int, ...]) -> None:
     state = RequestState.pruned_request(RequestOptions(), config(steps), prompt_tokens=100)
-    assert state.pruned and state.reason is None
-    assert state.steps == steps and state.kept_counts == counts and state.prompt_tokens == 100
-    assert state.kept == [None] * len(steps) and state.late_computed_tokens == 0
+    assert state.pruned and state.plan.dense_reason is None
+    assert state.plan.steps == steps and state.plan.kept_counts == counts and state.plan.prompt_tokens == 100
+    assert state.progress.kept == [None] * len(steps) and state.progress.late_computed_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -37,30 +40,47 @@ def test_every_step_follows_the_requests_own_keep_rate(
     keep_rate: float, rates: list[float], counts: tuple[int, ...]
 ) -> None:
     state = RequestState.pruned_request(RequestOptions(keep_rate=keep_rate), config(TWO), prompt_tokens=1051)
-    assert [s.keep_rate for s in state.steps] == pytest.approx(rates)
-    assert [s.prune_layer for s in state.steps] == [1, 3]
-    assert state.kept_counts == counts and state.late_spans == [(0, 0), (0, 0)]
+    assert [s.keep_rate for s in state.plan.steps] == pytest.approx(rates)
+    assert [s.prune_layer for s in state.plan.steps] == [1, 3]
+    assert state.plan.kept_counts == counts and state.progress.late_spans == [(0, 0), (0, 0)]
 
 
 def test_a_dense_request_says_why() -> None:
     state = RequestState.dense_request(RequestOptions(enabled=False), 100, "the request opted out")
-    assert not state.pruned and state.reason == "the request opted out"
-    assert state.kept_counts == () and state.kept == [] and state.steps == ()
+    assert not state.pruned and state.plan.dense_reason == "the request opted out"
+    assert state.plan.kept_counts == () and state.progress.kept == [] and state.plan.steps == ()
 
 
 def test_requests_do_not_share_what_they_kept() -> None:
     first, second = (RequestState.pruned_request(RequestOptions(), config(ONE), 100) for _ in range(2))
-    first.kept[0] = object()  # type: ignore[call-overload]
-    assert second.kept == [None]
+    first.progress.kept[0] = object()  # type: ignore[call-overload]
+    assert second.progress.kept == [None]
     dense = [RequestState.dense_request(RequestOptions(), 100, "short") for _ in range(2)]
-    assert dense[0].kept is not dense[1].kept
+    assert dense[0].progress.kept is not dense[1].progress.kept
+
+
+def test_the_plan_cannot_be_changed() -> None:
+    state = RequestState.pruned_request(RequestOptions(), config(ONE), 100)
+    for part, name in ((state, "plan"), (state.plan, "kept_counts"), (state.plan, "dense_reason")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, name, getattr(part, name))
+
+
+def test_scheduling_starts_again_with_what_was_ranked() -> None:
+    progress = RequestState.pruned_request(RequestOptions(), config(TWO), 100).progress
+    kept = torch.arange(60)
+    progress.kept[0], progress.late_computed_tokens, progress.late_spans = kept, 60, [(30, 60), (0, 8)]
+    progress.last_slot, progress.error = torch.tensor([3]), "failed"
+    progress.reset_scheduling()
+    assert progress.late_spans == [(0, 0), (0, 0)] and progress.last_slot is None
+    assert progress.kept[0] is kept and progress.late_computed_tokens == 60 and progress.error == "failed"
 
 
 @given(prompt=st.integers(1, 5000), rate=RATES, window=st.integers(1, 64), steps=st.sampled_from([ONE, TWO]))
 def test_each_step_keeps_a_part_of_the_one_before(prompt: int, rate: float | None, window: int, steps: tuple) -> None:
     state = RequestState.pruned_request(RequestOptions(keep_rate=rate), config(steps, window), prompt)
     before = prompt
-    for count in state.kept_counts:
+    for count in state.plan.kept_counts:
         assert min(window, prompt) <= count <= before
         before = count
-    assert len(state.kept_counts) == len(state.kept) == len(state.steps) == len(steps)
+    assert len(state.plan.kept_counts) == len(state.progress.kept) == len(state.plan.steps) == len(steps)

@@ -1,0 +1,58 @@
+"""Everything that CLAA hangs on SGLang's objects, with typed accessors: the one place that spells these names.
+
+| object | attribute | what |
+|---|---|---|
+| `Req` | `claa` | its `RequestState` |
+| `ReqToTokenPool` | `claa_table` | the widened request table, int32 `[R * (steps + 1), context]` |
+| `ReqToTokenPool` | `claa_policy` | the live policy of this scheduler |
+| `ReqToTokenPool` | `claa_census` | the census of slot owners, when SGLang's check switches ask for it |
+| prefix cache | `claa_window` | observation window in tokens, which a hit must leave to be computed |
+| `Scheduler` | `claa_adder` | the prefill adder class made for it |
+| `GenerateReqInput` | `_claa_reports` | reports of a streamed response, by choice |
+
+Late slots and the batch plan need no attribute: SGLang has a place for them (`late_slots_of`, `plan_of`). The server's
+own record of arguments is a class of ours; what it keeps is in `arguments.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    from torch import Tensor
+
+    from claa_sglang.memory.census import SlotCensus
+    from claa_sglang.requests.report import Report
+    from claa_sglang.requests.state import RequestState
+
+T = TypeVar("T")
+
+
+class Attached(Generic[T]):
+    """One attribute that CLAA sets on objects of SGLang's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find(self, owner: Any) -> T | None:
+        """What hangs on `owner`; None if nothing does."""
+        return cast("T | None", getattr(owner, self._name, None))
+
+    def of(self, owner: Any) -> T:
+        """What hangs on `owner`. Raises AttributeError where nothing does: a hook did not run."""
+        return cast(T, getattr(owner, self._name))
+
+    def hang(self, owner: Any, value: T) -> T:
+        """Set it, in place of what was there; returns `value`."""
+        setattr(owner, self._name, value)
+        return value
+
+
+state: Attached[RequestState] = Attached("claa")
+table: Attached[Tensor] = Attached("claa_table")
+policy: Attached[Any] = Attached("claa_policy")  # a `LivePolicy`, whose module imports this one: read by `live_policy`
+census: Attached[SlotCensus] = Attached("claa_census")
+window: Attached[int] = Attached("claa_window")
+adder: Attached[type[PrefillAdder]] = Attached("claa_adder")
+reports: Attached[dict[int, Report]] = Attached("_claa_reports")
