@@ -15,7 +15,6 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 from torch.profiler import record_function
 
-from claa_sglang import startup_time
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
@@ -23,6 +22,7 @@ from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.conventions import REMEDY, Convention, UnsupportedModel, convention_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import LivePolicy
+from claa_sglang.start import startup_time
 
 
 class LateStack:
