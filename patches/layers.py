@@ -78,7 +78,7 @@ class LateStack:
                 return stock(*args, **kwargs)
             if index == self._first:
                 hidden, residual = self._convention.export(args, kwargs)
-                self._forward = LateForward(late, hidden, residual, args[0])
+                self._forward = LateForward(late, hidden, residual, self._convention.positions(args, kwargs))
             forward = self._forward
             assert forward is not None
             if not isinstance(late, LatePass):
@@ -88,7 +88,7 @@ class LateStack:
             if index < self._last:
                 return self._convention.passed(args, kwargs)
             self._forward = None
-            return self._convention.result(forward.hidden, forward.residual, args[2])
+            return self._convention.result(forward.hidden, forward.residual, self._convention.batch(args, kwargs))
 
         return call
 
