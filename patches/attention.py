@@ -104,7 +104,7 @@ class ClaaAttnBackend(AttentionBackend):
     # --- captured decode graphs ----------------------------------------------------------------------------------
 
     def note(self, plan: BatchPlan | None) -> None:
-        """The plan of the forward that comes next: a graph replays on a stand-in batch that does not carry it."""
+        """The plan of the forward that comes next, for a graph's replay; `forward_batch.py` says why."""
         self._next_plan = plan
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
