@@ -18,12 +18,10 @@ from typing import Any, get_type_hints
 import msgspec
 import sglang.srt.server_args as sglang_arguments
 from sglang.srt.arg_groups.arg_utils import A, Arg
-from sglang.srt.arg_groups.overrides import model_config_of
 
-from claa_sglang.config.config import ClaaConfig
-from claa_sglang.config.flags import HELP, ClaaFlags, resolve, written
-from claa_sglang.config.profile_model import describe
-from claa_sglang.config.state_room import Room
+from claa_sglang.config.flags import HELP, ClaaFlags
+from claa_sglang.start.activation import activate
+from claa_sglang.start.stopping import stop
 
 ENABLE_HELP = (
     "Serve long prompts through CLAA: layers after the prune layer see only the prompt tokens that matter. Every "
@@ -49,12 +47,8 @@ def _build(base: type) -> type:
         when SGLang publishes the record it was sent.
         """
         if not isinstance(self.enable_claa, bool):
-            from claa_sglang.plugin import stop
-
             stop(self, f"enable_claa={self.enable_claa!r}: give True or False, not text or a number")
         if not self.enable_claa and (given := asked_for({name: getattr(self, name) for name in FIELDS})):
-            from claa_sglang.plugin import stop
-
             listed = ", ".join("--" + name.replace("_", "-") for name in given)
             stop(self, f"{listed} given without --enable-claa: add --enable-claa, or remove {listed}")
         if self.enable_claa and not getattr(self, "_resolution_finished", False):
@@ -62,8 +56,6 @@ def _build(base: type) -> type:
             self._claa_server_pid = os.getpid()
         base.resolve_once(self)  # type: ignore[attr-defined]
         if self.enable_claa:
-            from claa_sglang.plugin import activate
-
             activate(self)
 
     def reduce(self: Any) -> tuple[Any, ...]:
@@ -127,41 +119,3 @@ def with_flags(record: Any, values: Mapping[str, Any]) -> Any:
     made = cls(**{**msgspec.structs.asdict(record), **ours})
     made.__dict__.update(record.__dict__)
     return made
-
-
-def flags_of(server_args: Any) -> ClaaFlags:
-    """What the operator gave, None where nothing; lists, paths and counts from Python as a command line has them."""
-    return ClaaFlags(**{name: written(name, getattr(server_args, f"claa_{name}")) for name in HELP})
-
-
-def config_of(server_args: Any) -> ClaaConfig:
-    """The configuration of this server, from its resolved arguments and its model's configuration.
-
-    Made once, in the process that runs the server, and kept on the record: child processes get it with the record,
-    so a profile file that changes meanwhile cannot make two of them disagree. Raises ConfigError.
-    """
-    config = getattr(server_args, "_claa_config", None)
-    if config is None:
-        model = model_config_of(server_args)
-        served = describe(model.hf_config.to_dict(), model.num_hidden_layers)
-        config = resolve(flags_of(server_args), model.num_hidden_layers, served, _room(server_args, model))
-        server_args._claa_config = config
-    return config
-
-
-def _room(server_args: Any, model: Any) -> Room | None:
-    """What a slot's KV rows hold on one rank; None for attention that is refused anyway, as it has no such rows."""
-    if model.attention_arch.name != "MHA":
-        return None
-    heads = model.get_num_kv_heads(server_args.tp_size)
-    return Room(
-        num_layers=model.num_hidden_layers,
-        hidden_size=model.hidden_size,
-        layer_width=heads * (model.head_dim + model.v_head_dim),
-        element_bytes=model.dtype.itemsize,
-    )
-
-
-def is_server_process(server_args: Any) -> bool:
-    """Whether this process runs the server (HTTP, tokenizer, Engine), not one of its children."""
-    return getattr(server_args, "_claa_server_pid", None) == os.getpid()

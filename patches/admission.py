@@ -7,7 +7,6 @@ from typing import Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult, PrefillAdder
 
-from claa_sglang.arguments import config_of
 from claa_sglang.memory.admission import LateRows, chunk_len, late_prefill_len
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
@@ -15,6 +14,7 @@ from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.policy import must_wait, note_admitted, start_step
 from claa_sglang.patches.requests import pruned_state
 from claa_sglang.requests.state import RequestState
+from claa_sglang.start.server_config import config_of
 
 
 def new_tokens(req: Any) -> int:

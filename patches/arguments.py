@@ -16,8 +16,8 @@ from claa_sglang.arguments import ENABLE, FIELDS, ClaaServerArgs, asked_for, wit
 from claa_sglang.config.config import ConfigError
 from claa_sglang.config.flags import HELP, from_config_file
 from claa_sglang.patches.hooks import ALWAYS, Hook, Mismatch, check
-
-ENGINE = "sglang.srt.entrypoints.engine"
+from claa_sglang.start.activation import ENGINE
+from claa_sglang.start.stopping import stop
 
 
 def add_flags(_result: None, *given: Any) -> None:
@@ -38,8 +38,6 @@ def take_flags(record: Any, *given: Any) -> Any:
 def refuse_attributes(record: Any) -> None:
     """BEFORE ServerArgs.resolve_once: a flag set as an attribute of SGLang's own record would be ignored."""
     if given := asked_for(vars(record)):
-        from claa_sglang.plugin import stop
-
         values = ", ".join(f"{name}={value!r}" for name, value in given.items())
         stop(
             record,
@@ -105,8 +103,6 @@ def _extended(record: Any, values: dict[str, Any]) -> Any:
     try:
         return with_flags(record, values)
     except TypeError as error:
-        from claa_sglang.plugin import stop
-
         cls = type(record)
         stop(
             record,

@@ -17,8 +17,6 @@ from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
 from sglang.srt.runtime_context import get_parallel
 from torch.profiler import record_function
 
-from claa_sglang import startup_time
-from claa_sglang.arguments import config_of
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
@@ -28,6 +26,8 @@ from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
+from claa_sglang.start import startup_time
+from claa_sglang.start.server_config import config_of
 
 
 class LateRunner:
@@ -104,7 +104,7 @@ class ClaaAttnBackend(AttentionBackend):
     # --- captured decode graphs ----------------------------------------------------------------------------------
 
     def note(self, plan: BatchPlan | None) -> None:
-        """The plan of the forward that comes next: a graph replays on a stand-in batch that does not carry it."""
+        """The plan of the forward that comes next, for a graph's replay; `forward_batch.py` says why."""
         self._next_plan = plan
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:

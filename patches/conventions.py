@@ -1,6 +1,6 @@
-"""How decoder layers of SGLang 0.5.23 hand on the residual stream: two conventions, told apart by their signature.
+"""How decoder layers of SGLang 0.5.23 hand on the residual stream: one class for each way, listed in `CONVENTIONS`.
 
-A model of any other kind is refused by name.
+A model of any other kind is refused by name. Where a layer's arguments stand is known here alone.
 """
 
 from __future__ import annotations
@@ -21,15 +21,25 @@ class UnsupportedModel(RuntimeError):
 
 
 class Convention(Protocol):
-    """How a family hands the residual stream from layer to layer."""
+    """How a family calls its layers; `args` and `kwargs` are those of such a call, of the early layers' rows."""
+
+    @classmethod
+    def matches(cls, layer: Any, parameters: tuple[str, ...]) -> bool:
+        """Whether `layer`, whose forward takes `parameters` (without self), is called in this way."""
+
+    def positions(self, args: tuple, kwargs: dict) -> Tensor:
+        """int64 `[rows]`: the positions of the rows."""
+
+    def batch(self, args: tuple, kwargs: dict) -> Any:
+        """SGLang's ForwardBatch."""
 
     def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        """(hidden, residual) of a layer call: what is to be added to the stream, and the stream."""
+        """(hidden, residual), each `[rows, H]`: what is to be added to the stream, and the stream."""
 
     def run(
         self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
     ) -> tuple[Tensor, Tensor]:
-        """Call one layer on a view."""
+        """Call one layer on a view: (hidden, residual) after it."""
 
     def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
         """What the last layer's call returns to the model's loop."""
@@ -41,9 +51,18 @@ class Convention(Protocol):
 class StreamConvention:
     """`hidden = layer(positions, hidden, batch, …)`; the residual lives in `batch.residual_stream`."""
 
+    @classmethod
+    def matches(cls, layer: Any, parameters: tuple[str, ...]) -> bool:
+        return parameters[:3] == ("positions", "hidden_states", "forward_batch") and hasattr(layer, "attn_boundary")
+
+    def positions(self, args: tuple, kwargs: dict) -> Tensor:
+        return args[0]
+
+    def batch(self, args: tuple, kwargs: dict) -> Any:
+        return args[2]
+
     def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        hidden, batch = args[1], args[2]
-        hidden, residual = residual_batch.stream_of(batch).export(hidden)
+        hidden, residual = residual_batch.stream_of(self.batch(args, kwargs)).export(self.passed(args, kwargs))
         return hidden, torch.zeros_like(hidden) if residual is None else residual
 
     def run(
@@ -67,6 +86,16 @@ class StreamConvention:
 class ArgumentConvention:
     """`hidden, residual = layer(positions, hidden, batch, residual)`, the older convention."""
 
+    @classmethod
+    def matches(cls, layer: Any, parameters: tuple[str, ...]) -> bool:
+        return parameters[:4] == ("positions", "hidden_states", "forward_batch", "residual")
+
+    def positions(self, args: tuple, kwargs: dict) -> Tensor:
+        return args[0]
+
+    def batch(self, args: tuple, kwargs: dict) -> Any:
+        return args[2]
+
     def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         hidden, residual = self.passed(args, kwargs)
         return hidden, torch.zeros_like(hidden) if residual is None else residual
@@ -83,6 +112,10 @@ class ArgumentConvention:
         return args[1], args[3] if len(args) > 3 else kwargs["residual"]
 
 
+# A layer is of the first one that matches it.
+CONVENTIONS: tuple[type[Convention], ...] = (ArgumentConvention, StreamConvention)
+
+
 def convention_of(model: Any) -> tuple[Any, Convention]:
     """(decoder layers, convention) of a loaded model.
 
@@ -96,15 +129,13 @@ def convention_of(model: Any) -> tuple[Any, Convention]:
     found: set[type[Convention]] = set()
     for layer in layers:
         params = tuple(inspect.signature(type(layer).forward).parameters)[1:]
-        if params[:4] == ("positions", "hidden_states", "forward_batch", "residual"):
-            found.add(ArgumentConvention)
-        elif params[:3] == ("positions", "hidden_states", "forward_batch") and hasattr(layer, "attn_boundary"):
-            found.add(StreamConvention)
-        else:
+        matching = next((convention for convention in CONVENTIONS if convention.matches(layer, params)), None)
+        if matching is None:
             raise UnsupportedModel(
                 f"{name}: layer {type(layer).__name__}.forward({', '.join(params)}) hands on its residual in a way "
                 f"CLAA does not know; {REMEDY}"
             )
+        found.add(matching)
     if len(found) != 1:
         raise UnsupportedModel(f"{name}: its layers follow {len(found)} conventions; {REMEDY}")
     return layers, found.pop()()

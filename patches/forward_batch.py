@@ -1,4 +1,16 @@
-"""Attach the batch plan to SGLang's ForwardBatch, where the requests are still at hand."""
+"""Attach the batch plan to SGLang's ForwardBatch, where the requests are still at hand.
+
+The plan reaches a forward in two ways, and neither can do the other's work:
+
+- On the batch (`model_specific_states`), which every eager forward is given: attention's planning, the choice of a
+  prefill graph, and the step timer read it there, whichever batch was made last.
+- By `ClaaAttnBackend.note`, for decode graphs alone: before a replay SGLang hands the backend a stand-in for the batch,
+  made of the graph's buffers (`build_replay_fb_view`), which leaves `model_specific_states` out. A replay follows the
+  making of its batch directly, so what was noted last is its plan.
+
+`ClaaAttnBackend.active` is no third one: it is the forward's state (scores, views), made from the plan. Layers ask for
+it, as SGLang passes nothing else of ours through a model.
+"""
 
 from __future__ import annotations
 
@@ -29,33 +41,37 @@ def batch_and_runner(args: tuple, kwargs: dict) -> tuple[Any, Any]:
 def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
     """AFTER `ForwardBatch.init_new`: a batch with pruned requests carries its plan, any other stays as it was."""
     batch, runner = batch_and_runner(args, kwargs)
+    plan = _made_plan(result, batch, runner)
+    if plan is not None:
+        result.model_specific_states = {**(result.model_specific_states or {}), _KEY: plan}
+    runner.attn_backend.note(plan)
+    return result
+
+
+def _made_plan(result: Any, batch: Any, runner: Any) -> BatchPlan | None:
+    """The plan of a schedule batch, whose ForwardBatch is `result`; None for one without pruned requests."""
     states = [attached.state.find(req) for req in batch.reqs]
     if not any(state is not None and state.pruned for state in states):
-        runner.attn_backend.note(None)
-        return result
+        return None
     slots = late_slots_of(runner.req_to_token_pool)
     rows = [req.kv.req_pool_idx for req in batch.reqs]
     if result.forward_mode.is_decode():
-        plan = plan_decode(
+        return plan_decode(
             states,
             rows=rows,
             seq_lens=batch.seq_lens_cpu.tolist(),
             table_stride=slots.stride,
             num_steps=slots.num_steps,
         )
-    else:
-        plan = plan_extend(
-            states,
-            rows=rows,
-            prefix_lens=batch.prefix_lens,
-            extend_lens=batch.extend_lens,
-            last_chunk=[req.extend_end == len(req.full_untruncated_fill_ids) for req in batch.reqs],
-            table_stride=slots.stride,
-            num_steps=slots.num_steps,
-        )
-    result.model_specific_states = {**(result.model_specific_states or {}), _KEY: plan}
-    runner.attn_backend.note(plan)
-    return result
+    return plan_extend(
+        states,
+        rows=rows,
+        prefix_lens=batch.prefix_lens,
+        extend_lens=batch.extend_lens,
+        last_chunk=[req.extend_end == len(req.full_untruncated_fill_ids) for req in batch.reqs],
+        table_stride=slots.stride,
+        num_steps=slots.num_steps,
+    )
 
 
 INIT_NEW = (

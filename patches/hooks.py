@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from claa_sglang import startup_time, versions
+from claa_sglang.start import startup_time, versions
 
 SUPPORTED_SGLANG = "0.5.23"
 

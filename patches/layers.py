@@ -15,7 +15,6 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 from torch.profiler import record_function
 
-from claa_sglang import startup_time
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
@@ -24,6 +23,7 @@ from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.conventions import REMEDY, Convention, UnsupportedModel, convention_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import LivePolicy
+from claa_sglang.start import startup_time
 
 
 class LateStack:
@@ -79,7 +79,7 @@ class LateStack:
                 return stock(*args, **kwargs)
             if index == self._first:
                 hidden, residual = self._convention.export(args, kwargs)
-                self._forward = LateForward(late, hidden, residual, args[0])
+                self._forward = LateForward(late, hidden, residual, self._convention.positions(args, kwargs))
             forward = self._forward
             assert forward is not None
             if not isinstance(late, LatePass):
@@ -89,7 +89,7 @@ class LateStack:
             if index < self._last:
                 return self._convention.passed(args, kwargs)
             self._forward = None
-            return self._convention.result(forward.hidden, forward.residual, args[2])
+            return self._convention.result(forward.hidden, forward.residual, self._convention.batch(args, kwargs))
 
         return call
 

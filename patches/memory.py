@@ -10,10 +10,10 @@ import torch
 from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
-from claa_sglang.arguments import config_of
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.start.server_config import config_of
 
 GIB = 1 << 30
 logger = logging.getLogger(__name__)

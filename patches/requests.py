@@ -17,6 +17,7 @@ from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.dense_rules import Facts, dense_reason
 from claa_sglang.requests.options import RequestError, RequestOptions, parse_options
 from claa_sglang.requests.state import RequestState, given_positions
+from claa_sglang.start.server_config import config_of
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
 DENSE = f"{MARK}dense|"
@@ -48,8 +49,6 @@ def client_key(key: str) -> str | None:
 
 def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs: Any) -> Any:
     """AFTER Scheduler._create_generation_req, also of sessions: sets the request's state and `req.extra_key`."""
-    from claa_sglang.arguments import config_of
-
     config = config_of(scheduler.server_args)
     prompt_tokens = _prompt_tokens(req, scheduler)
     try:

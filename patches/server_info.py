@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from claa_sglang import startup_time
 from claa_sglang.patches.hooks import SUPPORTED_SGLANG, Hook, applied_count
 from claa_sglang.requests.report import KEY
+from claa_sglang.start import startup_time
+from claa_sglang.start.server_config import config_of
 
 # What the last readback found, one item per scheduler. /server_info reads back just before it answers.
 _last: list[dict[str, int]] = []
@@ -62,8 +63,6 @@ def server_entry(server_args: Any, scheduler_info: dict, slots: Iterable[dict[st
     and in its scheduler. `startup_seconds`: what CLAA added to the start of each; `startup_parts`: on what.
     `late_slots`: as above, over all replicas.
     """
-    from claa_sglang.arguments import config_of
-
     scheduler = scheduler_info.get(KEY) or {}
     parts = {"server": startup_time.parts(), "scheduler": scheduler.get("startup_seconds", {})}
     rows = {"server": applied_count(), "scheduler": scheduler.get("hooks", 0)}

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from claa_sglang import startup_time
 from claa_sglang.patches.hooks import SCHEDULER, SERVER, Hook, applied_count
+from claa_sglang.start import startup_time
+from claa_sglang.start.server_config import config_of
+from claa_sglang.start.stopping import stop
 
 REMEDY = (
     "Start all processes from one installation of claa-sglang, and see the scheduler's log above for why its hooks "
@@ -27,8 +29,6 @@ def report_active(result: dict[str, Any], scheduler: Any) -> dict[str, Any]:
 def state_of(server_args: Any) -> dict[str, Any]:
     """What this process serves: `config` (plain JSON), `hooks`, the number of rows applied and verified here, and
     `startup_seconds`, what that has taken, by part."""
-    from claa_sglang.arguments import config_of
-
     return {
         "config": config_of(server_args).to_dict(),
         "hooks": applied_count(),
@@ -49,8 +49,6 @@ def require_active(
     """AROUND _wait_for_scheduler_ready in the server: stops it unless every scheduler serves our configuration."""
     from sglang.srt.runtime_context import get_context
 
-    from claa_sglang.arguments import config_of
-
     server_args = get_context().server_args
     try:
         infos = original(scheduler_pipe_readers, scheduler_procs)
@@ -69,8 +67,6 @@ def _refuse(
     server_args: Any, rank: int, expected: dict[str, Any], found: dict[str, Any], processes: list[Any]
 ) -> NoReturn:
     from sglang.srt.utils import kill_process_tree
-
-    from claa_sglang.plugin import stop
 
     for process in processes:
         kill_process_tree(process.pid)

@@ -43,10 +43,10 @@ def register():
         from claa_sglang.arguments import ClaaServerArgs
         ClaaServerArgs.resolve_once = ClaaServerArgs.__mro__[1].resolve_once
     if os.environ.get("CLAA_TEST_BREAK") == "other-config" and is_child:
-        import claa_sglang.arguments as arguments
+        import claa_sglang.start.server_config as server_config
         import msgspec
-        stock = arguments.config_of
-        arguments.config_of = lambda server_args: msgspec.structs.replace(stock(server_args), window=5)
+        stock = server_config.config_of
+        server_config.config_of = lambda server_args: msgspec.structs.replace(stock(server_args), window=5)
     if "CLAA_TEST_RECORD" in os.environ:
         threading.Thread(target=record, daemon=True).start()
 

@@ -18,13 +18,14 @@ from sglang.srt.arg_groups.arg_utils import add_cli_args_from_dataclass, namespa
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 
-from claa_sglang.arguments import ClaaServerArgs, config_of, flags_of, is_server_process
+from claa_sglang.arguments import ClaaServerArgs
 from claa_sglang.config.config import ConfigError
 from claa_sglang.config.flags import HELP, ClaaFlags
 from claa_sglang.config.profile_file import Profile
 from claa_sglang.config.profile_model import describe
 from claa_sglang.patches.arguments import ARGUMENT_HOOKS, add_flags, read_config, refuse_attributes, take_flags
-from claa_sglang.plugin import StartupError
+from claa_sglang.start.server_config import config_of, flags_of, is_server_process
+from claa_sglang.start.stopping import StartupError
 from tests.engine_server import second_plugin
 
 FLAGS = {
@@ -245,16 +246,17 @@ def test_a_child_unpickles_the_record_without_the_plugin(model: str, tmp_path: P
     (tmp_path / "record").write_bytes(pickle.dumps(server_args))
     printed = python(
         f"""
-import json, pickle
+import json, pickle, sys
 record = pickle.load(open({str(tmp_path / "record")!r}, "rb"))
-from claa_sglang.arguments import config_of, is_server_process
+imported = sorted(name for name in sys.modules if name.startswith(("claa_sglang.patches.", "claa_sglang.plugin")))
+from claa_sglang.start.server_config import config_of, is_server_process
 from sglang.srt.plugins import load_plugins
 load_plugins()
-print(json.dumps([type(record).__name__, config_of(record).to_dict(), is_server_process(record)]))
+print(json.dumps([type(record).__name__, config_of(record).to_dict(), is_server_process(record), imported]))
 """,
         SGLANG_PLUGINS="none",
     )
-    assert json.loads(printed) == ["ClaaServerArgs", config.to_dict(), False]
+    assert json.loads(printed) == ["ClaaServerArgs", config.to_dict(), False, ["claa_sglang.patches.hooks"]]
     assert is_server_process(server_args)
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from claa_sglang import plugin, versions
-from claa_sglang.patches import hooks
+from claa_sglang import plugin
+from claa_sglang.patches import arguments, hooks
 from claa_sglang.patches.arguments import ARGUMENT_HOOKS
+from claa_sglang.start import versions
+from claa_sglang.start.stopping import StartupError, stop
 
 # What an image calls its own build of SGLang.
 REBUILT = "0.5.23.post1"
@@ -28,7 +30,7 @@ load_plugins()
 import sglang.srt.managers.scheduler as scheduler
 from sglang.srt.entrypoints import engine
 from sglang.srt.plugins.hook_registry import HookRegistry
-from claa_sglang.plugin import StartupError
+from claa_sglang.start.stopping import StartupError
 
 def start(**given):
     load_plugins()  # as every engine does first
@@ -45,6 +47,7 @@ def patched():
     return sorted(HookRegistry._patched)
 
 report = {"loaded": patched(), "plain": type(start()).__name__, "after plain": patched()}
+report["patches"] = sorted(name for name in sys.modules if name.startswith("claa_sglang.patches."))
 report["refused"] = start(enable_claa=True, enable_mixed_chunk=True, page_size=16, claa_keep_rate=2.0)
 report["after refused"] = patched()
 stock = scheduler.Scheduler.get_init_info
@@ -55,7 +58,7 @@ report["after mismatch"] = patched()
 said = logging.Handler()
 report["said"] = []
 said.emit = lambda record: report["said"].append(record.getMessage())
-logging.getLogger("claa_sglang.plugin").addHandler(said)
+logging.getLogger("claa_sglang.start.activation").addHandler(said)
 sys.path.insert(0, sys.argv[2])  # from here on, SGLang's distribution is called 0.5.23.post1
 scheduler.Scheduler.get_init_info = lambda self, extra: None
 report["mismatch of another version"] = start(enable_claa=True)
@@ -92,6 +95,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_without_the_flag_only_the_arguments_know_of_it(report: dict[str, Any]) -> None:
     assert set(report["loaded"]) == {hook.target for hook in ARGUMENT_HOOKS}
     assert report["plain"] == "ServerArgs" and report["after plain"] == report["loaded"]
+    assert report["patches"] == ["claa_sglang.patches.arguments", "claa_sglang.patches.hooks"]
 
 
 def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_hooked(report: dict[str, Any]) -> None:
@@ -136,7 +140,7 @@ def test_a_sglang_of_another_version_that_fits_starts_and_says_what_was_checked(
 def test_nothing_is_said_of_the_version_that_the_table_was_written_for(
     found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "version", lambda distribution: found)
+    monkeypatch.setattr(versions, "installed", lambda distribution: found)
     assert hooks.other_version(1) is None
 
 
@@ -158,8 +162,8 @@ def test_registering_makes_no_flag_when_it_fails_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {target: list(entries) for target, entries in HookRegistry._hooks.items()}
-    monkeypatch.setitem(sys.modules, "claa_sglang.arguments", None)
-    with caplog.at_level(logging.ERROR), pytest.raises(ImportError):
+    monkeypatch.setattr(arguments, "mismatches", lambda: [hooks.Mismatch("target", "one", "another")])
+    with caplog.at_level(logging.ERROR), pytest.raises(hooks.HookError):
         plugin.register()
     assert "SGLang will not know --enable-claa" in caplog.text
     assert {target: list(entries) for target, entries in HookRegistry._hooks.items()} == before
@@ -168,8 +172,8 @@ def test_registering_makes_no_flag_when_it_fails_and_says_so(
 @pytest.mark.parametrize(
     ("command", "child", "expected"),
     [
-        (None, False, plugin.StartupError),  # launch_server(server_args) from Python
-        ("Engine(enable_claa=True)", False, plugin.StartupError),
+        (None, False, StartupError),  # launch_server(server_args) from Python
+        ("Engine(enable_claa=True)", False, StartupError),
         ("--model-path x --enable-claa", False, SystemExit),
         ("Engine(enable_claa=True)", True, SystemExit),
         (None, True, SystemExit),
@@ -180,7 +184,7 @@ def test_stop_is_an_exception_for_python_and_a_clean_exit_elsewhere(
 ) -> None:
     record = SimpleNamespace(launch_command=command, _claa_server_pid=os.getpid() + child)
     with pytest.raises(expected, match="claa-sglang: no good"):
-        plugin.stop(record, "no good")
+        stop(record, "no good")
 
 
 def test_the_entry_point_is_installed() -> None:

@@ -13,11 +13,11 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_context
 from sglang.srt.server_args import ServerArgs
 
-from claa_sglang import versions
 from claa_sglang.arguments import ClaaServerArgs
 from claa_sglang.patches import hooks
 from claa_sglang.patches.arguments import ARGUMENT_HOOKS
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.start import versions
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = """

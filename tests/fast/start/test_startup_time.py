@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from claa_sglang import startup_time
+from claa_sglang.start import startup_time
 
 
 @pytest.fixture(autouse=True)

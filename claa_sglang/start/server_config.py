@@ -1,0 +1,54 @@
+"""What a server's arguments say of CLAA: the flags given, the configuration they make, and whose process this is.
+
+`server_args` is a record with the CLAA fields (`claa_sglang.arguments`), which this module does not need to import.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sglang.srt.arg_groups.overrides import model_config_of
+
+from claa_sglang.config.config import ClaaConfig
+from claa_sglang.config.flags import HELP, ClaaFlags, resolve, written
+from claa_sglang.config.profile_model import describe
+from claa_sglang.config.state_room import Room
+
+
+def flags_of(server_args: Any) -> ClaaFlags:
+    """What the operator gave, None where nothing; lists, paths and counts from Python as a command line has them."""
+    return ClaaFlags(**{name: written(name, getattr(server_args, f"claa_{name}")) for name in HELP})
+
+
+def config_of(server_args: Any) -> ClaaConfig:
+    """The configuration of this server, from its resolved arguments and its model's configuration.
+
+    Made once, in the process that runs the server, and kept on the record: child processes get it with the record,
+    so a profile file that changes meanwhile cannot make two of them disagree. Raises ConfigError.
+    """
+    config = getattr(server_args, "_claa_config", None)
+    if config is None:
+        model = model_config_of(server_args)
+        served = describe(model.hf_config.to_dict(), model.num_hidden_layers)
+        config = resolve(flags_of(server_args), model.num_hidden_layers, served, _room(server_args, model))
+        server_args._claa_config = config
+    return config
+
+
+def _room(server_args: Any, model: Any) -> Room | None:
+    """What a slot's KV rows hold on one rank; None for attention that is refused anyway, as it has no such rows."""
+    if model.attention_arch.name != "MHA":
+        return None
+    heads = model.get_num_kv_heads(server_args.tp_size)
+    return Room(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        layer_width=heads * (model.head_dim + model.v_head_dim),
+        element_bytes=model.dtype.itemsize,
+    )
+
+
+def is_server_process(server_args: Any) -> bool:
+    """Whether this process runs the server (HTTP, tokenizer, Engine), not one of its children."""
+    return getattr(server_args, "_claa_server_pid", None) == os.getpid()
