@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 
 WINDOW = 8
 FEW = {"max_new_tokens": 2, "ignore_eos": True}
-KEEP = {keep: {"custom_params": {"claa": {"keep_rate": keep}}} for keep in (0.2, 0.4)}
+KEEP = {"custom_params": {"claa": {"keep_rate": 0.4}}}
 
 
 def ids(length: int, seed: int) -> list[int]:
@@ -33,46 +33,19 @@ def samples(s: Server) -> int:
     return 8
 
 
-def samples_of_a_batch(s: Server) -> int:
-    s.generate(input_ids=[ids(300, 2), ids(500, 3)], sampling_params={**FEW, "n": 4, "temperature": 0.8})
-    return 8
-
-
 def one_then_equal_ones(s: Server) -> int:
     s.generate(input_ids=ids(400, 4), sampling_params=FEW)
     s.generate(input_ids=[ids(400, 4)] * 7, sampling_params=FEW)
     return 8
 
 
-def equal_ones(s: Server) -> int:
-    s.generate(input_ids=[ids(400, 5)] * 7, sampling_params=FEW)
-    return 7
-
-
-def one_after_the_other(s: Server) -> int:
-    for _ in range(4):
-        s.generate(input_ids=ids(400, 6), sampling_params=FEW)
-    return 4
-
-
-def chat_samples(s: Server, keep: float = 0.2) -> int:
+def chat_samples(s: Server) -> int:
     words = " ".join(f"{word}" for word in range(10_000, 10_070))
-    body = {"model": "m", "messages": [{"role": "user", "content": words}], "n": 8, "max_tokens": 2, **KEEP[keep]}
+    body = {"model": "m", "messages": [{"role": "user", "content": words}], "n": 8, "max_tokens": 2, **KEEP}
     answer = s.post("/v1/chat/completions", body)
     assert answer.status_code == 200, answer.text
     assert 350 < answer.json()["usage"]["prompt_tokens"] < 600
     return 8
-
-
-def chat_samples_keep_more(s: Server) -> int:
-    return chat_samples(s, 0.4)
-
-
-def fork(s: Server) -> int:
-    """What SGLang's frontend sends: the prompt so far, to be cached, then all branches."""
-    s.generate(input_ids=ids(600, 7), sampling_params={"max_new_tokens": 0})
-    s.generate(input_ids=[ids(600, 7) + ids(10, branch) for branch in range(8)], sampling_params=FEW)
-    return 9
 
 
 def agents_over_one_document(s: Server) -> int:
@@ -81,17 +54,8 @@ def agents_over_one_document(s: Server) -> int:
     return 8
 
 
-ARRIVALS = (
-    samples,
-    samples_of_a_batch,
-    one_then_equal_ones,
-    equal_ones,
-    one_after_the_other,
-    chat_samples,
-    chat_samples_keep_more,
-    fork,
-    agents_over_one_document,
-)
+# tests/fast/policy/test_new_tokens.py has these and others on SGLang's prefix cache, without a model.
+ARRIVALS = (samples, one_then_equal_ones, chat_samples, agents_over_one_document)
 
 
 def counted(s: Server, arrive: Callable[[Server], int]) -> tuple[int, int]:
