@@ -201,6 +201,9 @@ def from_config_file(name: str, value: Any) -> Any:
         raise ConfigError(f"{key}: arrived as {short(repr(value))}. Give the {HELP[name]}; quote what is text")
     if name == "schedule" and (hint := _as_number(value)):
         raise ConfigError(f"{key}: {hint}")
+    if name == "schedule" and isinstance(value, int | float):
+        quoted = 'write it in quotes, such as claa-schedule: "14:0.4"'
+        raise ConfigError(f"{key}: {short(value)}: arrived as a number, which is no schedule: {quoted}")
     value = written(name, value)
     if isinstance(value, list) and len(value) != 1:  # SGLang hands one item on as that item
         raise ConfigError(f"{key}: arrived as the list {short(value)}. Give one value: the {HELP[name]}")
