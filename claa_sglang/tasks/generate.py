@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from claa_sglang.tasks.copies import copy_code, copy_links, copy_quote
 from claa_sglang.tasks.counting import common_words
 from claa_sglang.tasks.draft import Draft
 from claa_sglang.tasks.encode import token_ids
@@ -32,6 +33,9 @@ TASKS: dict[str, Task] = {
     "tracking": tracking,
     "common-words": common_words,
     "passages": passages,
+    "copy-code": copy_code,
+    "copy-quote": copy_quote,
+    "copy-links": copy_links,
 }
 # Tasks that have a list instead of a text; their prompts are made once, whatever the sources.
 WITHOUT_FILLER = {"common-words": "words"}
