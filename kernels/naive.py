@@ -1,8 +1,8 @@
 """The CLAA ranking as plain loops in fp64: slow, obviously right, the reference for every faster version.
 
-`window_scores` is steps 1 to 4 (compare scoring.py), `rank` and `select` are steps 5 and 6 (compare
-claa_sglang/ranking/selection.py). `window_mass`, `fold`, `store` and `load` are those of a batch (compare
-window_attention.py, fold.py and rows.py). Same signatures, same shapes, same answers in the corner cases.
+`window_scores` and `window_peaks` are steps 1 to 4 (compare scoring.py), `rank` and `select` are steps 5 and 6, with
+`carry` between them (compare claa_sglang/ranking/). `window_mass`, `fold`, `store` and `load` are those of a batch
+(compare window_attention.py, fold.py and rows.py). Same signatures, same shapes, same answers in the corner cases.
 """
 
 from __future__ import annotations
@@ -36,6 +36,23 @@ def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> 
     return out.float().to(q.device)
 
 
+def window_peaks(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """q [W, heads, d], k [N, kv_heads, d], N > W -> fp32 [kv_heads, N-W]; see scoring.window_peaks."""
+    window, heads, _ = q.shape
+    tokens, kv_heads, _ = k.shape
+    ranked = tokens - window
+    q64, k64 = q.double().cpu(), k.double().cpu()
+    out = torch.zeros(kv_heads, ranked, dtype=torch.float64)
+    for head in range(heads):
+        kv_head = head // (heads // kv_heads)
+        for row in range(window):
+            logits = scaling * (k64[: ranked + row + 1, kv_head] @ q64[row, head])
+            weights = torch.exp(logits - logits.max())
+            for position, weight in enumerate((weights / weights.sum())[:ranked].tolist()):
+                out[kv_head, position] = max(float(out[kv_head, position]), weight)
+    return out.float().to(q.device)
+
+
 def _average_pool(values: list[float], kernel: int) -> list[float]:
     """Stride 1; positions beyond either end count as zeros, so the divisor is always `kernel`."""
     half = kernel // 2
@@ -62,12 +79,22 @@ def _z_scores(row: list[float]) -> list[float]:
     return [(score - mean) / (math.sqrt(variance) + 1e-8) for score in row]
 
 
+def carry(ranking: Tensor, loss: float) -> Tensor:
+    """ranking [M] -> fp32 [M]; see carry.carry."""
+    values = [-math.inf if math.isnan(value) else value for value in ranking.tolist()]
+    best_first = sorted(range(len(values)), key=lambda position: (-values[position], position))
+    strength = {position: math.log(len(values) / (place + 1)) for place, position in enumerate(best_first)}
+    carried = [max(strength[j] - loss * (i - j) for j in range(i + 1)) for i in range(len(values))]
+    return torch.tensor(carried, dtype=torch.float32, device=ranking.device)
+
+
 def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tensor:
     """ranking [N-W] -> int64 [kept], ascending; see ranking.select."""
     first_of_window = max(0, prompt_tokens - window)
     chosen = set(range(first_of_window, prompt_tokens))
     values = [-math.inf if math.isnan(value) else value for value in ranking.tolist()]
-    by_rank = sorted(range(first_of_window), key=lambda position: (-values[position], position))
+    # The first token goes before all others.
+    by_rank = sorted(range(first_of_window), key=lambda position: (position > 0, -values[position], position))
     for position in by_rank:
         if len(chosen) < kept:
             chosen.add(position)
@@ -75,14 +102,27 @@ def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tenso
 
 
 def window_mass(
-    q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, *, window: int, scaling: float
+    q: Tensor,
+    key_buffer: Tensor,
+    table: Tensor,
+    requests: Tensor,
+    *,
+    window: int,
+    scaling: float,
+    queries: int | None = None,
+    peaks: bool = False,
 ) -> Tensor:
     """fp32 [kv_heads * positions]; see window_attention.window_mass."""
+    queries = queries or window
     parts, rows = [], requests.tolist()
     for first_row, table_row, tokens in zip(rows[Row.FIRST_ROW], rows[Row.TABLE_ROW], rows[Row.TOKENS], strict=True):
         keys = key_buffer[table[table_row, :tokens].long()]
-        queries = q[first_row : first_row + window]
-        parts.append(window_scores(queries, keys, scaling=scaling, pool_kernel=1).flatten())
+        last = q[first_row + window - queries : first_row + window]
+        if peaks:
+            found = window_peaks(last, keys, scaling=scaling)
+        else:
+            found = window_scores(last, keys, scaling=scaling, pool_kernel=1)
+        parts.append(found[:, : tokens - window].flatten())
     return torch.cat(parts)
 
 

@@ -1,9 +1,11 @@
 """Importance of every prompt token as seen by the last W prompt queries (steps 1 to 4 of CLAA), in torch.
 
-The same function with plain loops is naive.py.
+The same functions with plain loops are in naive.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +32,29 @@ def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> 
     group of KV heads; no [heads, N, N]. Does not wait for the GPU. Raises ValueError for shapes that do not
     fit.
     """
+    if pool_kernel < 1 or pool_kernel % 2 == 0:
+        raise ValueError(f"window_scores: pool_kernel {pool_kernel} must be odd")
+    mass = _folded("window_scores", q, k, scaling, lambda weights: weights.sum(dim=1))
+    return F.avg_pool1d(mass, pool_kernel, stride=1, padding=pool_kernel // 2, count_include_pad=True)
+
+
+def window_peaks(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """Largest attention weight that any query of the window gives to each earlier token, per KV head.
+
+    Arguments, memory and errors as of `window_scores`. Returns fp32 [kv_heads, N-W]: with the same p [heads, W, N],
+    the maximum over W and the GQA group, window columns dropped. Not pooled.
+    """
+    return _folded("window_peaks", q, k, scaling, lambda weights: weights.amax(dim=1))
+
+
+def _folded(name: str, q: Tensor, k: Tensor, scaling: float, fold: Callable[[Tensor], Tensor]) -> Tensor:
+    """fp32 [kv_heads, N-W]: `fold` of the weights [kv_heads, group * W, N] over their rows."""
     window, heads, dim = q.shape
     tokens, kv_heads, k_dim = k.shape
-    if tokens <= window or heads % kv_heads or dim != k_dim or pool_kernel < 1 or pool_kernel % 2 == 0:
+    if tokens <= window or heads % kv_heads or dim != k_dim:
         raise ValueError(
-            f"window_scores: q {tuple(q.shape)}, k {tuple(k.shape)}, pool_kernel {pool_kernel}; needs more "
-            "keys than queries, heads a multiple of kv_heads, equal head size, an odd pool_kernel"
+            f"{name}: q {tuple(q.shape)}, k {tuple(k.shape)}; needs more keys than queries, heads a multiple of "
+            "kv_heads, equal head size"
         )
     group_rows = heads // kv_heads * window
     # Query head h reads KV head h // group: [W, kv, group, d] -> [kv, group * W, d], rows ordered (group, W).
@@ -51,6 +70,5 @@ def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> 
         part = slice(first, first + step)
         logits = torch.bmm(queries[part], k[:, part].float().permute(1, 2, 0))
         logits[..., tokens - window :].masked_fill_(future, -torch.inf)
-        parts.append(torch.softmax(logits, dim=-1).sum(dim=1)[:, : tokens - window])
-    mass = torch.cat(parts)
-    return F.avg_pool1d(mass, pool_kernel, stride=1, padding=pool_kernel // 2, count_include_pad=True)
+        parts.append(fold(torch.softmax(logits, dim=-1))[:, : tokens - window])
+    return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Attention mass the last W prompt queries give to every earlier token, from paged keys (steps 1 and 2), in Triton.
+"""Attention the last prompt queries give to every earlier token, from paged keys (steps 1 and 2), in Triton.
 
 The scoring of CLAA (arXiv 2602.16054) without its pooling, for every request of a batch at once; fold.py does the rest.
 scoring.py is the same in torch for one request, naive.py with plain loops.
@@ -42,12 +42,15 @@ def window_mass(
     scaling: float,
     max_tokens: int,
     positions: int,
+    queries: int | None = None,
+    peaks: bool = False,
 ) -> Tensor:
-    """Attention mass of each token before the window, per KV head, not pooled.
+    """Attention mass of each token before the window, per KV head, not pooled; or the largest weight of any query.
 
-    For a request of N tokens, its last `window` = W of them as queries, and query heads h of a KV head's group:
-        lse[h, w] = log sum over n <= N-W+w of exp(scaling * q[w, h] . k[n])
+    For a request of N tokens, its last `queries` = Q of them, and query heads h of a KV head's group:
+        lse[h, w] = log sum over n <= N-Q+w of exp(scaling * q[w, h] . k[n])
         mass[n]   = sum over h and w of exp(scaling * q[w, h] . k[n] - lse[h, w])         for n < N-W
+        peak[n]   = maximum instead of the sum
 
     Args:
         q: post-RoPE queries `[rows, heads, d]`, all rows of the batch; any strides, the last one 1.
@@ -55,16 +58,18 @@ def window_mass(
             multiple of kv_heads.
         table: int32 `[table rows, columns]`, last stride 1: the slots of a request's tokens, in any order.
         requests: int32 `[4, R]`, contiguous, R > 0; see layout.py.
-        window: W > 0. Every N is larger; nothing checks that.
+        window: W > 0, tokens at the end that get no value. Every N is larger; nothing checks that.
         scaling: factor on the logits.
         max_tokens: the largest N.
         positions: the sum of N-W over all requests.
+        queries: Q, 1 to W; None for W.
+        peaks: the maximum over queries and group instead of the sum.
 
     Returns:
         fp32 `[kv_heads * positions]`: the `[kv_heads, N-W]` of each request, one after the other.
 
-    A request's values depend on its own numbers alone, not on the rest of the batch. A non-finite logit makes the mass
-    of its whole KV head NaN, except -inf, whose mass is 0.
+    A request's values depend on its own numbers alone, not on the rest of the batch. A non-finite logit makes the
+    values of its whole KV head NaN, except -inf, whose weight is 0.
 
     Three launches: partial log-sum-exp, grid (row tiles * splits, kv_heads, R); its merge, grid (rows / 16, kv_heads,
     R); mass, grid (tiles of keys, kv_heads, R). Products in the input dtype with fp32 sums (fp32 input: no TF32), the
@@ -82,8 +87,11 @@ def window_mass(
             f"window_mass: q {tuple(q.shape)}, keys {tuple(key_buffer.shape)}, window {window}, longest prompt "
             f"{max_tokens}; needs heads a multiple of kv_heads, equal head size and more tokens than the window"
         )
+    queries = window if queries is None else queries
+    if not 1 <= queries <= window:
+        raise ValueError(f"window_mass: queries {queries} must be 1 to {window}, the window")
     count, group = requests.shape[1], heads // kv_heads
-    group_rows = window * group
+    group_rows = queries * group
     most_splits = _most_splits(group_rows)
     block_d = max(16, triton.next_power_of_2(dim))
     most_rows = _MAX_ROWS_FP32 if q.dtype == torch.float32 else _MAX_ROWS
@@ -103,7 +111,7 @@ def window_mass(
     _partial_lse_kernel[(tiles * splits, kv_heads, count)](
         q, key_buffer, table, requests, part_max, part_sum,
         q.stride(0), q.stride(1), key_buffer.stride(0), key_buffer.stride(1), table.stride(0),
-        window, group, splits, scale,
+        window, queries, group, splits, scale,
         DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=block_n, MOST_SPLITS=most_splits,
         num_warps=4, num_stages=stages,
     )  # fmt: skip
@@ -114,8 +122,8 @@ def window_mass(
     _mass_kernel[(triton.cdiv(max_tokens - window, block_n), kv_heads, count)](
         q, key_buffer, table, requests, lse, mass,
         q.stride(0), q.stride(1), key_buffer.stride(0), key_buffer.stride(1), table.stride(0),
-        window, group, scale,
-        DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=block_n,
+        window, queries, group, scale,
+        DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=block_n, PEAKS=peaks,
         # One tile of rows: nothing to load ahead.
         num_warps=4, num_stages=1 if tiles == 1 else 2,
     )  # fmt: skip
@@ -141,11 +149,11 @@ def _check(q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, windo
 
 
 @triton.jit
-def _query_tile(q, first_row, row, kv_head, window, group, q_row, q_head, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Query rows `row` of a KV head's group, ordered (window, group): [BLOCK_M, BLOCK_D], zeros past either end."""
+def _query_tile(q, first_row, row, kv_head, queries, group, q_row, q_head, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Query rows `row` of a KV head's group, ordered (query, group): [BLOCK_M, BLOCK_D], zeros past either end."""
     dims = tl.arange(0, BLOCK_D)
     rows = q + (first_row + row // group).to(tl.int64) * q_row + (kv_head * group + row % group) * q_head
-    inside = (row < window * group)[:, None] & (dims < DIM)[None, :]
+    inside = (row < queries * group)[:, None] & (dims < DIM)[None, :]
     return tl.load(rows[:, None] + dims[None, :], mask=inside, other=0.0)
 
 
@@ -174,6 +182,7 @@ def _partial_lse_kernel(
     k_head,
     table_row,
     window,
+    queries,
     group,
     splits,
     scale,
@@ -185,10 +194,10 @@ def _partial_lse_kernel(
 ):
     """Maximum of the logits and sum of 2^(logit - maximum) over one split of the keys, for one tile of query rows.
 
-    part_max, part_sum: [R, kv_heads, splits, window * group], logits times log2(e).
+    part_max, part_sum: [R, kv_heads, splits, queries * group], logits times log2(e).
     """
     # Tiles of rows are neighbours, so that the keys they share are in L2.
-    tiles = tl.cdiv(window * group, BLOCK_M)
+    tiles = tl.cdiv(queries * group, BLOCK_M)
     tile, split = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     kv_head, request = tl.program_id(1), tl.program_id(2)
     count = tl.num_programs(2)
@@ -199,24 +208,24 @@ def _partial_lse_kernel(
         return
     end = tl.minimum(first + share, tokens)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    first_row = tl.load(requests + _FIRST_ROW * count + request)
-    queries = _query_tile(q, first_row, row, kv_head, window, group, q_row, q_head, DIM, BLOCK_D)
+    first_row = tl.load(requests + _FIRST_ROW * count + request) + window - queries
+    tile_q = _query_tile(q, first_row, row, kv_head, queries, group, q_row, q_head, DIM, BLOCK_D)
     slots = table + tl.load(requests + _TABLE_ROW * count + request).to(tl.int64) * table_row
-    # The window's row w is token N - W + w, and sees itself and what is before it.
-    visible = tl.minimum(tokens - window + row // group + 1, end)
+    # Query w is token N - Q + w, and sees itself and what is before it.
+    visible = tl.minimum(tokens - queries + row // group + 1, end)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(first, end, BLOCK_N):
         at = start + tl.arange(0, BLOCK_N)
         keys = _key_tile(k, slots, at, end, kv_head, k_slot, k_head, DIM, BLOCK_D)
-        logits = tl.dot(queries, keys, input_precision="ieee") * scale
+        logits = tl.dot(tile_q, keys, input_precision="ieee") * scale
         logits = tl.where(at[None, :] < visible[:, None], logits, float("-inf"))
         highest = tl.maximum(best, tl.max(logits, axis=1))
         # Nothing visible yet: -inf - -inf would be NaN.
         base = tl.where(highest == float("-inf"), 0.0, highest)
         total = total * tl.exp2(best - base) + tl.sum(tl.exp2(logits - base[:, None]), axis=1)
         best = highest
-    group_rows = window * group
+    group_rows = queries * group
     place = ((request * tl.num_programs(1) + kv_head) * splits + split).to(tl.int64) * group_rows + row
     tl.store(part_max + place, best, mask=row < group_rows)
     tl.store(part_sum + place, total, mask=row < group_rows)
@@ -234,7 +243,7 @@ def _merge_lse_kernel(
     BLOCK_N: tl.constexpr,
     MOST_SPLITS: tl.constexpr,
 ):
-    """Log-sum-exp of each query row from its splits: [R, kv_heads, window * group], to the base 2."""
+    """Log-sum-exp of each query row from its splits: [R, kv_heads, queries * group], to the base 2."""
     kv_head, request = tl.program_id(1), tl.program_id(2)
     tokens = tl.load(requests + _TOKENS * tl.num_programs(2) + request)
     share = tl.cdiv(tl.cdiv(tokens, MOST_SPLITS), BLOCK_N) * BLOCK_N
@@ -265,14 +274,16 @@ def _mass_kernel(
     k_head,
     table_row,
     window,
+    queries,
     group,
     scale,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PEAKS: tl.constexpr,
 ):
-    """Probabilities of one tile of keys before the window, summed over the window and the GQA group."""
+    """Probabilities of one tile of keys before the window: their sum, or maximum, over queries and the GQA group."""
     kv_head, request = tl.program_id(1), tl.program_id(2)
     kv_heads, count = tl.num_programs(1), tl.num_programs(2)
     ranked = tl.load(requests + _TOKENS * count + request) - window
@@ -280,18 +291,25 @@ def _mass_kernel(
     if first >= ranked:
         return
     at = first + tl.arange(0, BLOCK_N)
-    first_row = tl.load(requests + _FIRST_ROW * count + request)
+    first_row = tl.load(requests + _FIRST_ROW * count + request) + window - queries
     slots = table + tl.load(requests + _TABLE_ROW * count + request).to(tl.int64) * table_row
     keys = _key_tile(k, slots, at, ranked, kv_head, k_slot, k_head, DIM, BLOCK_D)
-    group_rows = window * group
+    group_rows = queries * group
     row_lse = lse + (request * kv_heads + kv_head).to(tl.int64) * group_rows
     total = tl.zeros([BLOCK_N], tl.float32)
+    highest = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, group_rows, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
-        queries = _query_tile(q, first_row, row, kv_head, window, group, q_row, q_head, DIM, BLOCK_D)
+        tile_q = _query_tile(q, first_row, row, kv_head, queries, group, q_row, q_head, DIM, BLOCK_D)
         norm = tl.load(row_lse + row, mask=row < group_rows, other=0.0)
-        # Every row of the window sees every key before it: no mask but that of the tile.
-        weights = tl.exp2(tl.dot(queries, keys, input_precision="ieee") * scale - norm[:, None])
-        total += tl.sum(tl.where((row < group_rows)[:, None], weights, 0.0), axis=0)
+        # Every query sees every key before it: no mask but that of the tile.
+        weights = tl.exp2(tl.dot(tile_q, keys, input_precision="ieee") * scale - norm[:, None])
+        weights = tl.where((row < group_rows)[:, None], weights, 0.0)
+        total += tl.sum(weights, axis=0)
+        if PEAKS:
+            highest = tl.maximum(highest, tl.max(weights, axis=0))
+    if PEAKS:
+        # A maximum passes over NaN, a sum does not: one query that failed must not leave the others' values.
+        total = highest + 0.0 * total
     before = tl.load(requests + _BEFORE * count + request).to(tl.int64) * kv_heads
     tl.store(mass + before + kv_head.to(tl.int64) * ranked + at, total, mask=at < ranked)

@@ -56,7 +56,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     steps: Annotated[tuple[PruneStep, ...], Meta(min_length=1)]
     num_layers: Annotated[int, Meta(ge=2)]
-    window: Window = 8
+    window: Window = 32
     pool_kernel: PoolKernel = 7
     min_prompt_tokens: PromptTokens = 1024
     policy: PolicyName = "auto"

@@ -52,7 +52,7 @@ HELP: dict[str, str] = {
         "layers that rank may follow, such as 14:0.4:12+14,20:0.15:18+20 (default the last 4 up to the prune layer, "
         "above the previous one)"
     ),
-    "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 8)",
+    "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 32)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
     "ranker": f"what ranks the prompt tokens: {spec.HELP} (default claa)",
     "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
@@ -97,7 +97,7 @@ def resolve(
     if num_layers < 2:
         raise ConfigError(f"--enable-claa: {num_layers} layer has no late layers; run the model without CLAA")
     profile = None if flags.profile is None else load_profile(flags.profile, num_layers, served)
-    common = _given(profile, ("window", "pool_kernel", "min_prompt_tokens"))
+    common = _given(profile, ("window", "pool_kernel", "ranker", "min_prompt_tokens"))
     for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
         if (value := getattr(flags, name)) is not None:
             common[name] = _checked(name, value, kind)

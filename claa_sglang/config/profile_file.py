@@ -30,6 +30,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     steps: tuple[ProfileStep, ...] = ()
     window: Window | UnsetType = UNSET
     pool_kernel: PoolKernel | UnsetType = UNSET
+    ranker: str | UnsetType = UNSET
     min_prompt_tokens: PromptTokens | UnsetType = UNSET
     provenance: dict[str, str] = {}
 

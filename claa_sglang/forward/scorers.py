@@ -1,11 +1,13 @@
 """Scores of one prune in one forward: layer after layer in, a ranking per request out.
 
-On a GPU the Triton kernels score all requests of the batch at once, and the ranking grows in place as layers are folded
-in. Elsewhere, and for other rankers than CLAA, request by request in torch. CLAA is `kernels/naive.py` in both.
+On a GPU the Triton kernels score all requests of a ranker at once, and the ranking grows in place as layers are folded
+in. Elsewhere, and for rankers that are not in the kernels, request by request in torch. CLAA is `kernels/naive.py` in
+both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.late_view import on_device
 from claa_sglang.kernels.layout import Row, describe
-from claa_sglang.ranking.rankers import make
+from claa_sglang.ranking.carry import carry
+from claa_sglang.ranking.rankers import PAPER_QUERIES, make
 from claa_sglang.ranking.spec import RankerSpec
 from claa_sglang.requests.state import RequestState, contain
 
@@ -54,32 +57,55 @@ class Scorer(Protocol):
         """fp32 `[tokens - window]` of the request at this index in the batch; zeros if it failed."""
 
 
+class KernelRanker(NamedTuple):
+    """A ranker that the kernels have.
+
+    queries: of the window's, those that score, the last ones. peaks: their largest weight instead of the sum.
+    pool_kernel: odd, in tokens. carry: see ranking/carry.py.
+    """
+
+    queries: int
+    peaks: bool
+    pool_kernel: int
+    carry: float
+
+
+def in_kernels(spec: RankerSpec, config: ClaaConfig) -> KernelRanker | None:
+    """`spec` as the kernels take it; None if they do not have it."""
+    if spec.name not in ("claa", "last-query") or not spec.zscore or spec.heads != "max" or spec.pool != "before":
+        return None
+    peaks = spec.name == "claa" and spec.queries == "max"
+    queries = 1 if spec.name == "last-query" else config.window if peaks else min(PAPER_QUERIES, config.window)
+    return KernelRanker(queries, peaks, spec.kernel or config.pool_kernel, spec.carry)
+
+
 def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Scorer:
     """The scorer for the table's device and the requests' rankers. requests: at least one."""
     if not table.is_cuda:
         return TorchScorer(requests, table, config)
-    fused = [scored for scored in requests if scored.state.plan.ranker == RankerSpec()]
-    others = [scored for scored in requests if scored.state.plan.ranker != RankerSpec()]
-    if not others:
-        return KernelScorer(fused, table, config)
-    if not fused:
-        return TorchScorer(others, table, config)
-    return BothScorers(KernelScorer(fused, table, config), TorchScorer(others, table, config), fused)
+    by_ranker: dict[KernelRanker | None, list[Scored]] = {}
+    for scored in requests:
+        by_ranker.setdefault(in_kernels(scored.state.plan.ranker, config), []).append(scored)
+    scorers = [
+        (TorchScorer(own, table, config) if ranker is None else KernelScorer(own, table, config, ranker), own)
+        for ranker, own in by_ranker.items()
+    ]
+    return scorers[0][0] if len(scorers) == 1 else SeveralScorers(scorers)
 
 
-class BothScorers:
-    """For a batch in which some requests ask for another ranker than the kernels have; see `Scorer`."""
+class SeveralScorers:
+    """For a batch whose requests ask for several rankers; see `Scorer`. scorers: each with its requests."""
 
-    def __init__(self, fused: KernelScorer, others: TorchScorer, of_fused: list[Scored]) -> None:
-        self._fused, self._others = fused, others
-        self._of_fused = {scored.request for scored in of_fused}
+    def __init__(self, scorers: Sequence[tuple[Scorer, Sequence[Scored]]]) -> None:
+        self._scorers = [scorer for scorer, _ in scorers]
+        self._of_request = {scored.request: scorer for scorer, own in scorers for scored in own}
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
-        self._fused.score(queries, key_buffer, scaling)
-        self._others.score(queries, key_buffer, scaling)
+        for scorer in self._scorers:
+            scorer.score(queries, key_buffer, scaling)
 
     def ranking(self, request: int) -> Tensor:
-        return (self._fused if request in self._of_fused else self._others).ranking(request)
+        return self._of_request[request].ranking(request)
 
 
 class TorchScorer:
@@ -110,10 +136,10 @@ class TorchScorer:
 
 
 class KernelScorer:
-    """CLAA of all requests of the batch at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
+    """One ranker for all its requests at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
 
-    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig) -> None:
-        self._requests, self._table, self._config = requests, table, config
+    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig, ranker: KernelRanker) -> None:
+        self._requests, self._table, self._config, self._ranker = requests, table, config, ranker
         self._first_layer = True
         counts = [scored.tokens - config.window for scored in requests]
         first_rows, table_rows = [s.first_row for s in requests], [s.table_row for s in requests]
@@ -132,7 +158,7 @@ class KernelScorer:
             self._first_layer = False
 
     def mass(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor:
-        """Attention mass of one layer, not pooled: fp32 `[kv_heads * positions of all requests]`."""
+        """What one layer's queries look at, not pooled: fp32 `[kv_heads * positions of all requests]`."""
         from claa_sglang.kernels.window_attention import window_mass
 
         return window_mass(
@@ -144,6 +170,8 @@ class KernelScorer:
             scaling=scaling,
             max_tokens=self._max_tokens,
             positions=self._ranking.numel(),
+            queries=self._ranker.queries,
+            peaks=self._ranker.peaks,
         )
 
     def fold(self, mass: Tensor, first_layer: bool) -> None:
@@ -155,10 +183,11 @@ class KernelScorer:
             self._described,
             self._ranking,
             window=self._config.window,
-            pool_kernel=self._config.pool_kernel,
+            pool_kernel=self._ranker.pool_kernel,
             max_tokens=self._max_tokens,
             first_layer=first_layer,
         )
 
     def ranking(self, request: int) -> Tensor:
-        return self._ranking[self._spans[request]]
+        folded = self._ranking[self._spans[request]]
+        return carry(folded, self._ranker.carry) if self._ranker.carry else folded

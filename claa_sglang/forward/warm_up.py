@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from claa_sglang.config.config import ClaaConfig
-from claa_sglang.forward.scorers import KernelScorer, Scored
+from claa_sglang.forward.scorers import KernelScorer, Scored, in_kernels
 from claa_sglang.memory.boundary import BoundaryStore
+from claa_sglang.ranking.spec import RankerSpec, parse
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
 
@@ -32,7 +33,10 @@ def warm_up(
     if not table.is_cuda:
         return
     state = RequestState.dense_request(RequestOptions(), 0, "warm-up")
-    scorer = KernelScorer([Scored(0, state, 0, 0, config.window + 1)], table, config)
+    # Another ranker that a request may ask for is compiled on its first one.
+    ranker = in_kernels(parse(config.ranker), config) or in_kernels(RankerSpec(), config)
+    assert ranker is not None
+    scorer = KernelScorer([Scored(0, state, 0, 0, config.window + 1)], table, config, ranker)
     # Of one request with one position before its window.
     queries = key_buffer.new_zeros(config.window, heads, key_buffer.shape[-1])
     mass = torch.zeros(key_buffer.shape[1], device=table.device)

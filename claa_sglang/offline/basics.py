@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WINDOW = 8  # tokens
+WINDOW = 32  # tokens
 MAX_ANSWER_TOKENS = 32  # where the oracle's answer is cut
 
 

@@ -20,7 +20,7 @@ from claa_sglang.offline.capture import greedy_answer
 from claa_sglang.offline.oracle import AnswerAttention
 from claa_sglang.ranking.rankers import STATISTICS, Ranker, Statistic
 
-_KIND = "study"
+_KIND = "study-2"  # another number when the statistics change, so that older files are not read as these
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class PromptStudy:
     Attributes:
         about: model, prompt, N (`about.tokens`) and options (`window`, `max_answer_tokens`).
         statistics: by the name of the statistic, each as rankers.py defines it, before pooling and folding:
-            window_mass [L, kv_heads, N-W]: softmax mass from the last W queries, summed over window and GQA group;
+            window_peak [L, kv_heads, N-W]: largest softmax weight from any of the last W queries and the GQA group;
+            window_mass [L, kv_heads, N-W]: softmax mass from the last 8 of them, summed over queries and GQA group;
             last_mass [L, kv_heads, N-W]: the same from the last query alone;
             last_logits [L, 1, N-W]: raw logits of the last query, summed over heads, pooled (GemFilter);
             nothing [L, 0, N-W]: for rankers that look at no layer.

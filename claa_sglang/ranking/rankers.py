@@ -19,14 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from claa_sglang.kernels.scoring import window_scores
+from claa_sglang.kernels.scoring import window_peaks, window_scores
 from claa_sglang.ranking import selection
-from claa_sglang.ranking.spec import RankerSpec
+from claa_sglang.ranking.carry import carry
+from claa_sglang.ranking.spec import CARRY, RankerSpec
 
 GEMFILTER_POOL = 5
 SINKS = 4  # tokens at the start that Uniform always prefers
+PAPER_QUERIES = 8  # queries that CLAA and FastKV read, as published
 
-Statistic = Literal["window_mass", "last_mass", "last_logits", "nothing"]
+Statistic = Literal["window_peak", "window_mass", "last_mass", "last_logits", "nothing"]
 
 
 class Ranker(Protocol):
@@ -52,12 +54,23 @@ class Ranker(Protocol):
         """
 
 
-def window_mass(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
-    """fp32 [kv_heads, N-W]: softmax mass each token gets from the window, summed over window and GQA group.
+def window_peak(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [kv_heads, N-W]: largest softmax weight that a token gets from any query of the window and GQA group.
 
-    Steps 1, 2 and 4 of CLAA, without the pooling: `scoring.window_scores` with a pool of 1.
+    A token of the question looks at what it names, and the end of the prompt need not look there again. A sum over the
+    window drowns that one look in what all its queries do; a maximum keeps it.
     """
-    return window_scores(q, k, scaling=scaling, pool_kernel=1)
+    return window_peaks(q, k, scaling=scaling)
+
+
+def window_mass(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [kv_heads, N-W]: softmax mass each token gets from the last 8 queries, summed over them and the GQA group.
+
+    Steps 1, 2 and 4 of CLAA, without the pooling: `scoring.window_scores` with a pool of 1. Of a window of fewer than 8
+    tokens, all of them. The softmax is over all N keys; the window's columns are dropped.
+    """
+    queries = q[-PAPER_QUERIES:]
+    return window_scores(queries, k, scaling=scaling, pool_kernel=1)[:, : k.shape[0] - q.shape[0]]
 
 
 def last_mass(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
@@ -89,6 +102,7 @@ def nothing(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
 
 
 STATISTICS: dict[Statistic, Callable[..., Tensor]] = {
+    "window_peak": window_peak,
     "window_mass": window_mass,
     "last_mass": last_mass,
     "last_logits": last_logits,
@@ -99,37 +113,42 @@ STATISTICS: dict[Statistic, Callable[..., Tensor]] = {
 class _Scored:
     """`score_layer` as the statistic that a class names."""
 
-    statistic: ClassVar[Statistic]
+    @property
+    def statistic(self) -> Statistic:
+        raise NotImplementedError
 
     def score_layer(self, q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
         return STATISTICS[self.statistic](q, k, scaling=scaling)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claa(_Scored):
-    """CLAA: max over layers and KV heads of the z-scored, pooled attention mass of the window.
+class Fold(_Scored):
+    """What CLAA makes of the scored layers, whichever queries they were scored with.
 
-    With s[l, h] the `window_mass` of layer l and KV head h, as the paper has it:
-        `rank = max over l, h of z(pool_7(s[l, h]))`, z(x) = (x - mean) / (std + 1e-8), unbiased std over positions.
-    Source: arXiv 2602.16054; the authors' BradMcDanel/kv-exps, FastKV/baseline/claa. The default is, bit for bit,
-    `scoring.window_scores` folded by `selection.rank`.
+    With s[l, h] the statistic of layer l and KV head h:
+        `rank = carry(max over l, h of z(pool(s[l, h])))`, z(x) = (x - mean) / (std + 1e-8), unbiased std.
 
-    Switches, for ablations:
+    Switches:
         zscore: False leaves z out; rows of large mass then win.
         heads: "sum" adds the KV heads of a layer before z, leaving it one row: `max over l of z(sum over h of ...)`.
         pool: "after" pools the finished ranking instead of each row.
         pool_kernel: odd, in positions; zero padding counted.
+        carry: what follows a strong token is kept with it, see carry.py; 0 leaves that out.
     Which layers, and how many, is the caller's choice of scores.
     """
-
-    statistic: ClassVar[Statistic] = "window_mass"
 
     zscore: bool = True
     heads: Literal["max", "sum"] = "max"
     pool: Literal["before", "after"] = "before"
     pool_kernel: int = 7
+    carry: float = CARRY
 
     def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        folded = self.fold(scores)
+        return carry(folded, self.carry) if self.carry else folded
+
+    def fold(self, scores: Sequence[Tensor]) -> Tensor:
+        """`rank` before anything is carried: of several layers it is the largest of each one's."""
         rows = [_pool(layer, self.pool_kernel) for layer in scores] if self.pool == "before" else list(scores)
         if self.heads == "sum":
             rows = [layer.sum(dim=0, keepdim=True) for layer in rows]
@@ -138,8 +157,25 @@ class Claa(_Scored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastQuery(Claa):
-    """CLAA with the last prompt token's query instead of the window's W.
+class Claa(Fold):
+    """CLAA: any layer, any head and any query of the window may speak for a token.
+
+    queries: "max" takes the largest weight of the window's queries (`window_peak`), "sum" the mass of the last 8.
+    With "sum" and a carry of 0 it is the paper's rule, `claa:paper`, and bit for bit `scoring.window_scores` folded by
+    `selection.rank`. Source: arXiv 2602.16054; the authors' BradMcDanel/kv-exps, FastKV/baseline/claa. The maximum over
+    queries and the carry are ours: docs/results/spans.md has what each of them brings.
+    """
+
+    queries: Literal["max", "sum"] = "max"
+
+    @property
+    def statistic(self) -> Statistic:
+        return "window_peak" if self.queries == "max" else "window_mass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastQuery(Fold):
+    """CLAA with the last prompt token's query alone.
 
     The fold is CLAA's, switches included, so that a comparison with CLAA shows what the window brings and nothing else.
     """
@@ -149,7 +185,7 @@ class LastQuery(Claa):
 
 @dataclass(frozen=True, kw_only=True)
 class FastKV(_Scored):
-    """FastKV's token-selective propagation: the last scored layer alone, summed over KV heads.
+    """FastKV's token-selective propagation: the last scored layer alone, summed over KV heads, by the last 8 queries.
 
     `rank = sum over h of pool_7(s[l, h])`, s the `window_mass` of the last scored layer l.
     Source: arXiv 2502.01068; dongwonjo/FastKV, `update_kv` at the TSP layer.
@@ -231,7 +267,10 @@ def make(spec: RankerSpec, *, pool_kernel: int = 7) -> Ranker:
     Raises KeyError for a name that is not in KINDS.
     """
     kind, kernel = KINDS[spec.name], spec.kernel or pool_kernel
-    switches = {"zscore": spec.zscore, "heads": spec.heads, "pool": spec.pool, "pool_kernel": kernel}
+    switches = {
+        **{"zscore": spec.zscore, "heads": spec.heads, "pool": spec.pool, "pool_kernel": kernel},
+        **{"carry": spec.carry, "queries": spec.queries},
+    }
     return kind(**{field.name: switches[field.name] for field in fields(kind)})
 
 

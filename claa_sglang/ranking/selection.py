@@ -43,8 +43,16 @@ def _z_score(rows: Tensor) -> Tensor:
     return z.masked_fill(z.isnan(), -torch.inf)
 
 
+def by_rank(ranking: Tensor) -> Tensor:
+    """int64 [M]: positions of a ranking, fp32 [M], best first; of equal values the lower one, and NaN is -inf."""
+    return torch.sort(ranking.masked_fill(ranking.isnan(), -torch.inf), descending=True, stable=True).indices
+
+
 def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tensor:
-    """Positions of the tokens to keep: the last `window`, and the best `kept - window` of the others.
+    """Positions of the tokens to keep: the last `window`, the first one, and the best of the others.
+
+    The first token is kept whatever its rank: models park attention on it (StreamingLLM, arXiv 2309.17453), and late
+    layers without it are another model. It is one of the `kept`, unless these are the window alone.
 
     ranking: fp32 [N-W], N = prompt_tokens; ignored (may be empty) where N <= window, and then all N are kept.
     kept: from `plan.kept_count`, so min(window, N) <= kept <= N.
@@ -58,7 +66,7 @@ def select(ranking: Tensor, prompt_tokens: int, kept: int, window: int) -> Tenso
     ranked = prompt_tokens - window
     if ranking.shape != (ranked,):
         raise ValueError(f"select: expected a ranking [{ranked}], got {tuple(ranking.shape)}")
-    values = ranking.masked_fill(ranking.isnan(), -torch.inf)
-    best = torch.sort(values, descending=True, stable=True).indices[: kept - window]
+    others = by_rank(ranking[1:])[: max(0, kept - window - 1)] + 1
+    best = torch.cat((torch.arange(min(1, kept - window), device=ranking.device), others))
     tail = torch.arange(ranked, prompt_tokens, device=ranking.device)
     return torch.cat((best.sort().values, tail))

@@ -132,9 +132,13 @@ class RequestState:
 
 
 def given_positions(keep: Sequence[int], prompt_tokens: int, window: int) -> list[int]:
-    """What is kept of a prompt where a client says so: its positions, ascending, and the window."""
+    """What is kept of a prompt where a client says so: its positions, ascending, the first token and the window.
+
+    The first token because late layers without it are another model, see `ranking.selection.select`.
+    """
     tail = range(max(0, prompt_tokens - window), prompt_tokens)
-    return [position for position in keep if position < tail.start] + list(tail)
+    first = [0] if tail.start > 0 and (not keep or keep[0] > 0) else []
+    return first + [position for position in keep if position < tail.start] + list(tail)
 
 
 @contextmanager
