@@ -111,7 +111,7 @@ def _cell(
 
 def _scores(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> np.ndarray:
     """[n], float64, in [0, 1]."""
-    return np.array([grade(a.text, p.answers) for p, a in zip(prompts, answers, strict=True)])
+    return np.array([grade(a.text, p.answers, p.exact) for p, a in zip(prompts, answers, strict=True)])
 
 
 def compare(

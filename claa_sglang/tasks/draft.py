@@ -17,6 +17,7 @@ class Draft(NamedTuple):
     answers: list[str]
     answer_prefix: str
     needles: list[str]
+    exact: bool = False
 
 
 def listing(items: Sequence[str]) -> str:

@@ -37,7 +37,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: with task, source and length it determines a generated prompt.
     messages: a chat, to be rendered by the model's chat template. prompt: plain text. input_ids: token ids, sent as
         they are; they end with the answer prefix, if there is one.
-    answers: strings that a right answer contains. answer_prefix: how the answer begins, already said for the model.
+    answers: strings that a right answer contains. exact: they count with their case and as whole words (`grade`).
+    answer_prefix: how the answer begins, already said for the model.
     needles: the strings that were placed in the text, in order.
     max_new_tokens: room for the answer; None leaves it to the caller.
     """
@@ -50,6 +51,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompt: str | None = None
     input_ids: list[int] | None = None
     answers: list[str] = []
+    exact: bool = False
     answer_prefix: str = ""
     needles: list[str] = []
     max_new_tokens: int | None = None
