@@ -10,11 +10,12 @@ break, which some tokenizers join with the spaces that follow it. So the first t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from claa_sglang.tasks import words
 from claa_sglang.tasks.draft import Draft
 from claa_sglang.tasks.filler import Filler, Placed, place
+from claa_sglang.tasks.record import Followup
 
 CODE_LINES = 8  # of a function, after its first line
 SENTENCES = 4  # of a quotation
@@ -31,74 +32,70 @@ def copy_code(rng: random.Random, filler: Filler) -> Draft:
     Answers: its lines, without their indentation; the first begins behind the name that the answer prefix ends with.
     """
     functions = {name: _function(rng, name) for name in _identifiers(rng, 1 + OTHERS)}
-    asked, lines = next(iter(functions.items()))
     placed = [Placed(rng.random(), "\n\n" + "\n".join(one) + "\n\n") for one in functions.values()]
-    first, *body = lines
-    name, rest = body[0].strip().split(" ", 1)
-    return Draft(
-        render=_render(
-            filler,
-            placed,
-            "Some Python functions are hidden in the text below. Memorize them, I will ask for one of them afterwards.",
-            f"Write down the function {asked} exactly as it stands in the text above.",
-        ),
-        answers=[rest, *(line.strip() for line in body[1:])],
-        answer_prefix=f"```python\n{first}\n    {name}",
-        needles=["\n".join(body)],
-        exact=True,
-    )
+
+    def ask(asked: str, first: str, *body: str) -> Followup:
+        name, rest = body[0].strip().split(" ", 1)
+        return Followup(
+            question=f"Write down the function {asked} exactly as it stands in the text above.",
+            answers=[rest, *(line.strip() for line in body[1:])],
+            answer_prefix=f"```python\n{first}\n    {name}",
+            needles=["\n".join(body)],
+        )
+
+    return _draft(filler, placed, "Python functions", [ask(name, *lines) for name, lines in functions.items()])
 
 
 def copy_quote(rng: random.Random, filler: Filler) -> Draft:
     """Statements of several people hidden in the text; one of them is to be quoted whole. Answers: its sentences."""
     people = [name.replace("-", " ").title() for name in words.names(rng, 1 + OTHERS)]
-    statements = [[_sentence(rng) for _ in range(SENTENCES)] for _ in people]
+    statements = {who: [_sentence(rng) for _ in range(SENTENCES)] for who in people}
     placed = [
-        Placed(rng.random(), f'The statement of {who} was: "{" ".join(said)}"')
-        for who, said in zip(people, statements, strict=True)
+        Placed(rng.random(), f'The statement of {who} was: "{" ".join(said)}"') for who, said in statements.items()
     ]
-    return Draft(
-        render=_render(
-            filler,
-            placed,
-            "Some statements are hidden in the text below. Memorize them, I will ask for one of them afterwards.",
-            f"What was the statement of {people[0]} in the text above? Quote all of it, word by word.",
-        ),
-        answers=statements[0],
-        answer_prefix=f'The statement of {people[0]} was: "',
-        needles=[" ".join(statements[0])],
-        exact=True,
-    )
+
+    def ask(who: str, said: list[str]) -> Followup:
+        return Followup(
+            question=f"What was the statement of {who} in the text above? Quote all of it, word by word.",
+            answers=said,
+            answer_prefix=f'The statement of {who} was: "',
+            needles=[" ".join(said)],
+        )
+
+    return _draft(filler, placed, "statements", [ask(who, said) for who, said in statements.items()])
 
 
 def copy_links(rng: random.Random, filler: Filler) -> Draft:
     """Lists of links hidden in the text; one of them is to be written down whole. Answers: its links."""
-    topics = words.names(rng, 1 + OTHERS)
-    lists = [[_link(rng) for _ in range(LINKS)] for _ in topics]
+    lists = {topic: [_link(rng) for _ in range(LINKS)] for topic in words.names(rng, 1 + OTHERS)}
     placed = [
         Placed(rng.random(), f"\n\nThe sources about {topic} are:\n{_bullets(links)}\n\n")
-        for topic, links in zip(topics, lists, strict=True)
+        for topic, links in lists.items()
     ]
-    return Draft(
-        render=_render(
-            filler,
-            placed,
-            "Some lists of sources are hidden in the text below. Memorize them, I will ask for one of them afterwards.",
-            f"What are the sources about {topics[0]} in the text above? Give the whole list.",
-        ),
-        answers=lists[0],
-        answer_prefix=f"The sources about {topics[0]} are:\n-",
-        needles=[_bullets(lists[0])],
-        exact=True,
-    )
+
+    def ask(topic: str, links: list[str]) -> Followup:
+        return Followup(
+            question=f"What are the sources about {topic} in the text above? Give the whole list.",
+            answers=links,
+            answer_prefix=f"The sources about {topic} are:\n-",
+            needles=[_bullets(links)],
+        )
+
+    return _draft(filler, placed, "lists of sources", [ask(topic, links) for topic, links in lists.items()])
 
 
-def _render(filler: Filler, placed: Sequence[Placed], task: str, question: str) -> Callable[[int], str]:
+def _draft(filler: Filler, placed: Sequence[Placed], things: str, questions: Sequence[Followup]) -> Draft:
+    """The first question about the text, and the others as its follow-ups."""
+    first, *others = questions
+
     def render(size: int) -> str:
         text = place(filler.take(size), placed).strip().replace(" \n\n", "\n\n").replace("\n\n ", "\n\n")
-        return f"{task}\n\n{text}\n\n{question}"
+        return (
+            f"Some {things} are hidden in the text below. Memorize them, I will ask for one of them afterwards."
+            f"\n\n{text}\n\n{first.question}"
+        )
 
-    return render
+    return Draft(render, first.answers, first.answer_prefix, first.needles, exact=True, followups=others)
 
 
 def _function(rng: random.Random, name: str) -> list[str]:

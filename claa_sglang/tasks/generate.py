@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from claa_sglang.tasks.copies import copy_code, copy_links, copy_quote
 from claa_sglang.tasks.counting import common_words
 from claa_sglang.tasks.draft import Draft
@@ -114,6 +116,7 @@ def make(tokenizer: Any, task: str, length: int, source: str, seed: int, prefix:
             answer_prefix=draft.answer_prefix if prefix else "",
             needles=draft.needles,
             max_new_tokens=room,
+            followups=[one if prefix else msgspec.structs.replace(one, answer_prefix="") for one in draft.followups],
         )
 
     room = _room(tokenizer, draft, prefix)

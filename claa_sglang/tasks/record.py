@@ -29,6 +29,15 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
+class Followup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Another question about the text of a prompt. Fields are as those of `Prompt`; needles: what answers it."""
+
+    question: str
+    answers: list[str]
+    answer_prefix: str = ""
+    needles: list[str] = []
+
+
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A prompt and what its answer must contain. Exactly one of `messages`, `prompt` and `input_ids` is given.
 
@@ -41,6 +50,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     answer_prefix: how the answer begins, already said for the model.
     needles: the strings that were placed in the text, in order.
     max_new_tokens: room for the answer; None leaves it to the caller.
+    followups: questions that may be asked next, in this order, in the same chat; graded like the prompt.
     """
 
     task: str = USER
@@ -55,6 +65,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     answer_prefix: str = ""
     needles: list[str] = []
     max_new_tokens: int | None = None
+    followups: list[Followup] = []
 
     def __post_init__(self) -> None:
         given = [name for name in ("messages", "prompt", "input_ids") if getattr(self, name)]

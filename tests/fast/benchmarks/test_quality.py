@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 
 from benchmarks import eval_quality, eval_quality_plot
-from benchmarks.quality import statistics
+from benchmarks.quality import statistics, verdicts
 from benchmarks.quality.answers import Answer, Answers, AnswersError
 from benchmarks.quality.settings import DENSE, RankingError, Setting, load_rankings, options, settings
-from claa_sglang.tasks.record import Prompt, save
+from benchmarks.quality.turns import TurnsError, with_turns
+from claa_sglang.tasks.record import Followup, Message, Prompt, save
 
 PROMPTS = [
     Prompt(task=task, source="prose", length=1024, seed=i, input_ids=[10 * j, i, *range(98)], answers=["7"])
@@ -38,6 +41,8 @@ class Server:
         self.bodies: list[Mapping[str, Any]] = []
         self.running = self.most = 0
         self.fail_after = math.inf
+        self.before: list[int] = []  # the ids of the last request, which are all that is cached
+        self.seconds = 0.0
 
     def info(self) -> dict[str, Any]:
         config = {"window": 8, "profile": None, "steps": [{"prune_layer": 3}]}
@@ -47,12 +52,15 @@ class Server:
         return asyncio.run(work)
 
     def flush(self) -> None:
-        pass
+        self.before = []
 
     def close(self) -> None:
         pass
 
-    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def alone(self) -> Server:
+        return self
+
+    async def ask(self, request: Mapping[str, Any], home: str | None = None) -> dict[str, Any]:
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0)
@@ -60,11 +68,22 @@ class Server:
         if len(self.bodies) >= self.fail_after:
             raise RuntimeError("/generate: HTTP 500: planted")
         self.bodies.append(request)
-        claa, ids = request["sampling_params"]["custom_params"]["claa"], request["input_ids"]
+        claa, ids = request["sampling_params"].get("custom_params", {}).get("claa", {}), request["input_ids"]
+        await asyncio.sleep(self.seconds)
         rate = claa.get("keep_rate", 1.0)
         pruned = claa.get("enabled", True)
         report = {"pruned": pruned, "prompt_tokens": len(ids), "kept_tokens": int(rate * len(ids)), "keep_rate": rate}
-        meta: dict[str, Any] = {"claa": {**report, "early_cached_tokens": 0}}
+        cached = len(os.path.commonprefix([self.before, ids[:-1]]))
+        self.before = ids
+        meta: dict[str, Any] = {"claa": {**report, "early_cached_tokens": cached}, "cached_tokens": cached}
+        if pruned:
+            kept = list(range(10, 10 + int(rate * len(ids))))
+            kept[0] -= 0 < cached < len(ids) - 1  # a partial hit keeps another token
+            meta["claa"] |= {
+                "ranker": f"{claa.get('ranker', 'claa')}:x",
+                "late_computed_tokens": len(kept),
+                "kept": kept,
+            }
         if request.get("top_logprobs_num"):
             meta["output_top_logprobs"] = [[(math.log(rate / 2), 5, None), (math.log(0.1), 6, None)]]
         return {"text": " 7" if ids[1] < 20 * rate else " 8", "meta_info": meta}
@@ -88,20 +107,46 @@ def result(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_accuracies_and_pairs(server: Server, command: list[str], tmp_path: Path) -> None:
-    more = ["--rankers", "claa", "fastkv", "--keep-rates", "0.25", "0.5", "--kl-prompts", "3"]
+    more = ["--rankers", "claa", "fastkv", "--keep-rates", "0.25", "0.5", "--kl-prompts", "3", "--sources-too"]
     assert eval_quality.main([*command, *more]) == 0
     assert len(server.bodies) == 40 * 5 and server.most == 7
     found = {(c["task"], c["source"], c["ranker"], c["keep_rate"]): c for c in result(tmp_path)["cells"]}
     assert len(found) == 3 * 2 * 5
     dense, half = found["a", "prose", "dense", 1.0], found["all", "all", "fastkv", 0.5]
-    assert dense["n"] == 20 and dense["accuracy"]["mean"] == 1 and dense["accuracy"]["low"] < 0.9
-    assert half["n"] == 40 and half["accuracy"]["mean"] == 0.5
+    assert dense["n"] == 20 and dense["accuracy"][0] == 1 and dense["accuracy"][1] < 0.9
+    assert half["n"] == 40 and half["accuracy"][0] == 0.5
     beside = half["to_dense"]
-    assert beside["difference"]["mean"] == -0.5 and (beside["only_dense"], beside["only_pruned"]) == (20, 0)
-    assert beside["p_value"] == pytest.approx(2 * 0.5**20) and beside["agreement"]["mean"] == 0.5
+    assert beside["difference"][0] == -0.5 and (beside["only_dense"], beside["only_pruned"]) == (20, 0)
+    assert beside["p_value"] == pytest.approx(2 * 0.5**20, rel=1e-3) and beside["agreement"][0] == 0.5
     # Token 5 has 0.5 dense and 0.25 here, token 6 has 0.1 in both, and the others what is left.
     expected = 0.5 * math.log(2) + 0.4 * math.log(0.4 / 0.65)
-    assert beside["first_token_kl"]["mean"] == pytest.approx(expected, abs=1e-3)
+    assert beside["first_token_kl"][0] == pytest.approx(expected, abs=1e-3)
+    assert result(tmp_path)["settings"] == [
+        {"ranker": ranker, "keep_rate": rate, "ran": f"{ranker}:x"}
+        for ranker in ("claa", "fastkv")
+        for rate in (0.25, 0.5)
+    ]
+
+
+def test_a_record_is_short(server: Server, command: list[str], tmp_path: Path) -> None:
+    """Sources, and what one task says of agreement and first tokens, are there when asked for; nothing is null."""
+    prompts = [
+        msgspec.structs.replace(p, source=s, seed=i, input_ids=[*p.input_ids, j])
+        for i, p in enumerate(PROMPTS)
+        for j, s in enumerate(("prose", "repeated"))
+    ]
+    save(prompts, tmp_path / "prompts.jsonl.gz")
+    asked = [*command, "--keep-rates", "0.3"]
+    eval_quality.main([*asked, "--sources-too"])
+    whole = (tmp_path / "q.json").read_text()
+    eval_quality.main(asked)
+    text = (tmp_path / "q.json").read_text()
+    cells = json.loads(text)["cells"]
+    assert len(json.loads(whole)["cells"]) == 3 * 3 * 2 and len(cells) == 3 * 2 and "null" not in str(cells)
+    assert len(text) < len(whole) / 2
+    one, every = (next(c for c in cells if c["task"] == t and c["ranker"] == "claa") for t in ("a", "all"))
+    assert set(every["to_dense"]) - set(one["to_dense"]) == {"agreement", "first_token_kl", "first_token_n"}
+    assert all(len(repr(end).lstrip("-0.")) <= 5 for cell in cells for end in cell["accuracy"])
 
 
 def test_the_switch_of_each_request(server: Server, command: list[str]) -> None:
@@ -178,6 +223,151 @@ def test_times_and_the_plot(server: Server, command: list[str], tmp_path: Path, 
     assert all(len(time["seconds"]) == 5 and time["length"] == 1024 for time in times.values())
     assert eval_quality_plot.main([str(tmp_path / "q.json"), "--task", "a"]) == 0
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("settings", [["0.5"], ["0.25", "0.5"]])
+def test_times_beside_stock(
+    server: Server, command: list[str], tmp_path: Path, monkeypatch: Any, settings: list[str]
+) -> None:
+    """Stock is asked without options of CLAA, once a round; every time has a ratio to it, and the plot uses them."""
+    stock = Server()
+    stock.seconds, server.seconds = 0.02, 0.01
+    monkeypatch.setattr(eval_quality, "stock_of", lambda args, info: stock)
+    assert eval_quality.main([*command, "--keep-rates", *settings, "--time", "--stock-url", "none"]) == 0
+    assert len(stock.bodies) == 6 and not any("custom_params" in body["sampling_params"] for body in stock.bodies)
+    assert [body["input_ids"] for body in stock.bodies] == [prompt.input_ids for prompt in PROMPTS[:6]]
+    found = result(tmp_path)
+    assert [one["ranker"] for one in found["ttft"]] == ["dense", *["claa"] * len(settings), "stock"]
+    for one in found["ttft"]:
+        least, middle, most = (one["to_stock"][name] for name in ("least", "median", "most"))
+        assert least <= middle <= most
+        assert middle == 1 if one["ranker"] == "stock" else 0.4 < middle < 0.9
+    assert found["timed"] == "both over HTTP" and found["stock"]["dtype"] == "float32"
+    assert eval_quality_plot.baseline(found["ttft"]) == "stock"
+    assert eval_quality_plot.main([str(tmp_path / "q.json")]) == 0
+
+
+def test_stock_must_be_the_same_model(monkeypatch: Any, capsys: Any) -> None:
+    class Stock(Server):
+        def __init__(self, urls: list[str], in_flight: int, claa: bool) -> None:
+            super().__init__()
+            assert (urls, in_flight, claa) == (["s"], 1, False)
+
+        def info(self) -> dict[str, Any]:
+            return super().info() | others
+
+    monkeypatch.setattr(eval_quality, "UrlEndpoint", Stock)
+    args = eval_quality.parse_args(["p", "--url", "u", "--time", "--stock-url", "s"])
+    for others in ({"dtype": "bfloat16"}, {"model_path": "elsewhere/small"}):
+        with pytest.raises(
+            ValueError, match=f"s differs in {'dtype' if 'dtype' in others else 'model'}: start stock as"
+        ):
+            eval_quality.stock_of(args, Server().info())
+    others = {"attention_backend": "fa3", "model_path": "elsewhere/tiny"}
+    eval_quality.stock_of(args, Server().info())
+    assert "stock differs in attention_backend" in capsys.readouterr().out
+    for wrong, why in ((["--stock-url", "s"], "give --time"), (["--turns", "2", "--given", "a=b"], "later turns")):
+        with pytest.raises(SystemExit):
+            eval_quality.parse_args(["p", "--url", "u", *wrong])
+        assert why in capsys.readouterr().err
+
+
+# --- kept sets ---
+
+
+def test_kept_sets_cold_and_after_a_hit(server: Server, command: list[str], tmp_path: Path) -> None:
+    assert eval_quality.main([*command, "--keep-rates", "0.25", "0.5", "--kept-sets", "3"]) == 0
+    found = {(one["keep_rate"], one["hit"]): one for one in result(tmp_path)["kept_sets"]}
+    assert list(found) == [(0.25, "half"), (0.25, "all"), (0.5, "half"), (0.5, "all")]
+    for (rate, hit), one in found.items():
+        assert one["prompts"] == 3 and one["kept"] == int(rate * 100) and one["length"] == 1024
+        assert one["cached"] == {"half": 50, "all": 99}[hit]
+        assert one["differing"] == [int(hit == "half")] * 3 and one["median"] == one["most"] == int(hit == "half")
+        assert one["same_text"] == one["same_grade"] == 3
+    server.flush = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="cached after a flush: something else runs"):
+        eval_quality.main([*command, "--keep-rates", "0.5", "--kept-sets", "3"])
+
+
+# --- verdicts ---
+
+
+def test_verdicts(capsys: Any) -> None:
+    """Of 60 prompts a task: none lost; two lost; and 20 lost."""
+    lost = {"a": 0, "b": 2, "c": 20}
+    prompts = [
+        Prompt(task=t, source="s", length=9, input_ids=[i, ord(t)], answers=["7"]) for t in lost for i in range(60)
+    ]
+    wanted = [DENSE, Setting("x", 0.5)]
+    known = {
+        (p.key, s.name): Answer(p.key, s.name, "8" if not s.dense and p.input_ids[0] < lost[p.task] else "7", 2, 2)
+        for p in prompts
+        for s in wanted
+    }
+    found = statistics.cells(prompts, known, wanted)
+    said = {cell.task: verdicts.verdict(cell) for cell in verdicts.judged(found)}
+    assert said == {"a": "within 1 point", "b": "interval has 0", "c": "worse"}
+    (held,) = verdicts.held(found)
+    assert (held.ranker, held.length, held.within, held.interval, list(held.worse)) == ("x", 9, 1, 1, ["c"])
+    mean, low, high = held.worse["c"]
+    assert mean == -33.3 and low < mean < high < 0
+
+
+# --- turns ---
+
+
+def chat(task: str, seed: int, followups: int) -> Prompt:
+    more = [Followup(question=f"and {n}?", answers=["7"], answer_prefix="it is") for n in range(followups)]
+    first = Message("user", f"{task} {seed}")
+    return Prompt(task=task, source="s", length=9, messages=[first], answers=["7"], answer_prefix="is", followups=more)
+
+
+def test_turns_go_on_with_what_was_said(
+    server: Server, tmp_path: Path, monkeypatch: Any, small_model_path: Path, capsys: Any
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(small_model_path)
+    monkeypatch.setattr(
+        Server, "info", lambda self, info=Server.info: info(self) | {"tokenizer_path": str(small_model_path)}
+    )
+    prompts = [chat("a", seed, 3) for seed in range(4)] + [chat("b", seed, 1) for seed in range(4)]
+    save(prompts, tmp_path / "p.jsonl")
+    command = [str(tmp_path / "p.jsonl"), "--url", "none", "--out", str(tmp_path / "q.json"), "--keep-rates", "0.5"]
+    server.fail_after = 11
+    with pytest.raises(RuntimeError, match="planted"):
+        eval_quality.main([*command, "--turns", "3"])
+    server.fail_after = math.inf
+    assert eval_quality.main([*command, "--turns", "3"]) == 0
+    assert "4 prompts without 3 turns are left out" in capsys.readouterr().out
+    assert len(server.bodies) == 4 * 2 * 3, "what was answered before is not asked again"
+    sent = [tokenizer.decode(body["input_ids"]) for body in server.bodies]
+    last = [one for one in sent if one.endswith("it is") and "and 1?" in one]
+    assert len(last) == 4 * 2
+    for one in last:  # the server's own answers, behind the prefixes
+        end, begin = "<|im_end|>\n<|im_start|>", "assistant\n"
+        assert re.search(
+            re.escape(begin) + r"is [78]" + re.escape(f"{end}user\nand 0?{end}{begin}") + "it is [78]<", one
+        )
+    found = {(c["turn"], c["task"], c["ranker"]): c for c in result(tmp_path)["cells"]}
+    assert {at for at in found if at[1] == "a"} == {(n, "a", r) for n in (1, 2, 3) for r in ("dense", "claa")}
+    assert all(cell["n"] == 4 for cell in found.values())
+    tokens = [found[turn, "a", "claa"]["tokens"]["prompt"] for turn in (1, 2, 3)]
+    assert tokens == sorted(set(tokens)) and "late_computed" not in found[3, "a", "dense"]["tokens"]
+    assert [(one["turn"], one["within"] + one["interval"]) for one in result(tmp_path)["held"]] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+    ]
+    assert eval_quality.main([*command, "--turns", "3"]) == 0 and len(server.bodies) == 24
+
+
+def test_prompts_without_turns_are_refused() -> None:
+    with pytest.raises(TurnsError, match="no prompt has 2 follow-ups: ask for multi-key or the copies"):
+        with_turns([chat("a", 0, 1)], 3)
+    ids = Prompt(input_ids=[1], answers=["7"], followups=chat("a", 0, 1).followups)
+    with pytest.raises(TurnsError, match="without --token-ids"):
+        with_turns([ids], 2)
 
 
 def test_the_plot_has_lines_of_other_servers(tmp_path: Path) -> None:

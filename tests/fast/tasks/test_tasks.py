@@ -106,6 +106,21 @@ def test_a_copy_goes_on_with_the_tokens_of_the_text(prompts: list[Prompt], token
         assert prompt.max_new_tokens is not None and prompt.max_new_tokens > 1.2 * len(copied)
 
 
+def test_followups_are_other_questions_about_the_text(prompts: list[Prompt], tokenizer: Any) -> None:
+    """Each has answers of its own, in a sentence that is there once; and the first question's are not among them."""
+    more = {prompt.task: len(prompt.followups) for prompt in prompts}
+    assert {task: n for task, n in more.items() if n} == {"multi-key": 3, **dict.fromkeys(COPIES, 3)}
+    for prompt in (one for one in prompts if one.followups):
+        asked = [prompt.answers, *(one.answers for one in prompt.followups)]
+        assert len({answer for answers in asked for answer in answers}) == sum(map(len, asked))
+        for one in prompt.followups:
+            assert all(text(prompt).count(needle) == 1 for needle in one.needles)
+            assert grade("\n".join(one.needles), one.answers, prompt.exact) == 1
+            assert one.answer_prefix and one.question not in text(prompt)
+    (chat,) = generate(tokenizer, ["copy-links"], [1024], ["prose"], 1, prefix=False)
+    assert len(chat.followups) == 3 and not any(one.answer_prefix for one in chat.followups)
+
+
 def test_a_prompt_may_end_as_a_chat_does(tokenizer: Any) -> None:
     """The same questions, the template's generation prompt at the end, and room for an introduction."""
     asked = (tokenizer, list(TASKS), [2000], ["repeated"], 1)
