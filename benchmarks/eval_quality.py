@@ -5,11 +5,19 @@
     python -m benchmarks.eval_quality prompts.jsonl.xz --url http://127.0.0.1:30000 --rankers claa fastkv
 
 Every prompt is asked dense and, for every ranker and keep rate, pruned, by the switch that each request has. Per task,
-source of text, length, ranker and keep rate: accuracy; its difference to dense, paired, and the first ranker's to it;
-McNemar's exact test; how often the answer is dense's to the letter; and the KL divergence of the first token, a lower
-bound from the likeliest tokens (`quality.statistics`). `--time` adds TTFT, one request at a time. Answers are appended
-to a file as they come: started again, the script asks only for what is missing; without --url and --engine it counts
-what is in `--answers`.
+length, ranker and keep rate: accuracy; its difference to dense, paired, and the first ranker's to it; McNemar's exact
+test; over all tasks also how often the answer is dense's to the letter, and the KL divergence of the first token, a
+lower bound from the likeliest tokens (`quality.statistics`). `--sources-too` has all of it per source of text as well.
+A table says of each task whether it is within one point of dense (`quality.verdicts`). Answers are appended to a file
+as they come: started again, the script asks only for what is missing; without --url and --engine it counts what is in
+`--answers`.
+
+    python -m benchmarks.eval_quality prompts.jsonl.xz --url URL1 URL2 --time --stock-url URL3 --turns 3 --kept-sets 12
+
+`--time` adds TTFT, one request at a time, on the first server alone and after all answers; `--stock-url` times a server
+without CLAA in the same rounds, which must run on the card of the first. `--turns` asks the follow-up questions of each
+prompt in the same chat (`quality.turns`). `--kept-sets` compares what is kept cold and with a prefix hit
+(`quality.kept`).
 
 A ranking made elsewhere, such as an oracle's, comes from a file: `--given oracle=rankings.jsonl`.
 `benchmarks.eval_quality_plot` draws the frontier from the result.
@@ -20,7 +28,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import random
 import sys
 import time
@@ -28,18 +35,20 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.quality import tables, timing
+from benchmarks.quality import kept, recording, tables, timing
 from benchmarks.quality.answers import Answers, Known, read
 from benchmarks.quality.asking import TOP_LOGPROBS, Job, ask_all, pending
 from benchmarks.quality.endpoints import EngineEndpoint, UrlEndpoint
+from benchmarks.quality.recording import facts_of
 from benchmarks.quality.settings import DEFAULT_RANKER, Rankings, Setting, load_rankings, options, settings
 from benchmarks.quality.statistics import ALL, EVERY_LENGTH, cells
+from benchmarks.quality.turns import conversation, with_turns
+from benchmarks.quality.verdicts import held
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.record import Prompt, load
 
@@ -49,17 +58,21 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    prompts = list({prompt.key: prompt for prompt in load(args.prompts)}.values())
+    loaded = {prompt.key: prompt for prompt in load(args.prompts)}
+    prompts = with_turns(list(loaded.values()), args.turns)
+    if len(prompts) < len(loaded):
+        print(f"{len(loaded) - len(prompts)} prompts without {args.turns} turns are left out", flush=True)
     rankings = load_rankings(args.given)
     wanted = settings([*args.rankers, *rankings], args.keep_rates)
     if args.url or args.engine:
-        known, run, times = ask(args, prompts, wanted, rankings)
+        known, run, measured = ask(args, prompts, wanted, rankings)
     else:
         known, facts = read(args.answers)
-        run, times = {"count only": True, **facts}, []
-    found = cells(prompts, known, wanted)
-    tables.show(found, times)
-    counted = {cell.length: cell.n for cell in found if cell.task == cell.source == ALL and cell.length != EVERY_LENGTH}
+        run, measured = {"count only": True, **facts}, Measured()
+    found = cells(prompts, known, wanted, args.turns)
+    tables.show(found, measured.times, measured.kept)
+    whole = [c for c in found if c.task == c.source == ALL and c.length != EVERY_LENGTH and c.turn == 1]
+    counted = {cell.length: cell.n for cell in whole}
     record = {
         "command": "python -m benchmarks.eval_quality " + " ".join(argv),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -68,41 +81,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         "answered under every setting": sum(counted.values()),
         "in_flight": args.in_flight,
         "first_token_top": TOP_LOGPROBS,
-        "ttft": msgspec.to_builtins(times),
-        "cells": msgspec.to_builtins(found),
+        "turns": args.turns,
+        "settings": recording.settings_of(wanted, known.values()),
+        "held": msgspec.to_builtins(held(found)),
+        "ttft": msgspec.to_builtins(measured.times),
+        "kept_sets": msgspec.to_builtins(measured.kept),
+        "cells": recording.rows_of(found, args.sources_too),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(text_of(record))
+    recording.write(record, args.out)
     return 0
 
 
-def text_of(record: dict[str, Any]) -> str:
-    """As JSON, a line for each entry of a list, and floats to seven digits: there are thousands of cells."""
+class Measured(NamedTuple):
+    """What was measured besides the answers."""
 
-    def rounded(value: Any) -> Any:
-        if isinstance(value, float):
-            return float(f"{value:.7g}")
-        if isinstance(value, dict):
-            return {name: rounded(inner) for name, inner in value.items()}
-        return [rounded(inner) for inner in value] if isinstance(value, list) else value
-
-    def lines(value: Any) -> str:
-        if not isinstance(value, list) or not value:
-            return json.dumps(value)
-        return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-
-    return (
-        "{\n " + ",\n ".join(f"{json.dumps(name)}: {lines(value)}" for name, value in rounded(record).items()) + "\n}\n"
-    )
+    times: Sequence[timing.Ttft] = ()
+    kept: Sequence[kept.KeptSets] = ()
 
 
 def ask(
     args: argparse.Namespace, prompts: Sequence[Prompt], wanted: Sequence[Setting], rankings: Rankings
-) -> tuple[Known, dict[str, Any], list[timing.Ttft]]:
-    """All answers, those of earlier runs too; what is to be on record about the run; TTFT with `--time`."""
+) -> tuple[Known, dict[str, Any], Measured]:
+    """All answers, those of earlier runs too; what is to be on record about the run; and what else was measured.
+
+    Nothing else runs while something is timed: answers come first.
+    """
     began, began_at = time.perf_counter(), time.monotonic()
-    with contextlib.closing(endpoint_of(args)) as endpoint:
+    with contextlib.ExitStack() as closed:
+        endpoint = closed.enter_context(contextlib.closing(endpoint_of(args)))
         info = endpoint.info()
+        stock = closed.enter_context(contextlib.closing(stock_of(args, info))) if args.stock_url else None
         answers = Answers(args.answers, facts_of(info))
         jobs = jobs_of(prompts, info, wanted, rankings, answers, args)
         missing = [job for job in jobs if job.settings]
@@ -113,13 +121,21 @@ def ask(
             for part in in_turn(missing, args.rankers[0]):
                 endpoint.run(ask_all(endpoint, part, answers, args.in_flight, until))
         seconds = {"start": round(asked - began, 1), "answers": round(time.perf_counter() - asked, 1)}
-        times = []
+        by_length = defaultdict(list)
+        for prompt, job in zip(prompts, jobs, strict=True):
+            by_length[prompt.length or len(job.input_ids)].append((prompt, job))
+        kept_sets, times = [], []
+        if args.kept_sets:
+            first = [one for one in wanted if one.ranker == args.rankers[0]]
+            kept_sets = kept.measure(endpoint.alone(), by_length, first, args.kept_sets)
         if args.time:
-            by_length = defaultdict(list)
-            for prompt, job in zip(prompts, jobs, strict=True):
-                by_length[prompt.length or len(job.input_ids)].append(job)
-            times = timing.measure(endpoint, by_length, wanted, args.rounds)
-        return answers.known, {"device": endpoint.device, **facts_of(info), "seconds": seconds}, times
+            timed = {length: [job for _, job in pairs] for length, pairs in by_length.items()}
+            times = timing.measure(endpoint.alone(), timed, wanted, args.rounds, stock)
+        run = {"device": endpoint.device, **facts_of(info), "seconds": seconds}
+        if stock is not None:
+            run["stock"] = recording.server_of(stock.info())
+            run["timed"] = "both over HTTP" if args.url else "stock over HTTP, the others in process"
+        return answers.known, run, Measured(times, kept_sets)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -146,7 +162,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         default=50,
         help="first-token log probabilities for so many prompts per task, source and length (default: %(default)s)",
     )
+    parser.add_argument("--turns", type=int, default=1, help="questions per chat, with follow-ups (default: 1)")
+    parser.add_argument(
+        "--kept-sets",
+        type=int,
+        default=0,
+        metavar="N",
+        help="compare kept sets cold and with a prefix hit, for N prompts per length, by the first ranker",
+    )
+    parser.add_argument("--sources-too", action="store_true", help="have every source of text on record by itself")
     parser.add_argument("--time", action="store_true", help="measure TTFT as well")
+    parser.add_argument("--stock-url", help="of a running server without --enable-claa, on the same card, to time")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, at least 5 (default: %(default)s)")
     parser.add_argument("--answers", type=Path, help="file the answers are kept in (default: beside --out)")
     parser.add_argument("--out", type=Path, default=RESULTS / "quality.json", help="default: %(default)s")
@@ -155,6 +181,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("give --url or --engine to ask, or --answers to count what was answered")
     if args.rounds < 5:
         parser.error("--rounds: at least 5")
+    if args.turns < 1:
+        parser.error("--turns: at least 1")
+    if args.turns > 1 and args.given:
+        parser.error("--given has no rankings of later turns: leave out --turns")
+    if args.stock_url and not args.time:
+        parser.error("--stock-url is only timed: give --time as well")
     args.answers = args.answers or args.out.with_suffix(".answers.jsonl")
     return args
 
@@ -176,17 +208,17 @@ def endpoint_of(args: argparse.Namespace) -> EngineEndpoint | UrlEndpoint:
     return EngineEndpoint(args.engine, more)
 
 
-def facts_of(info: dict[str, Any]) -> dict[str, Any]:
-    """What answers depend on: the model, CLAA's configuration, and versions. Holds no path."""
-    names = ("claa-sglang", "sglang", "torch", "transformers", "scipy")
-    kept = ("dtype", "attention_backend", "chunked_prefill_size", "context_length")
-    config = info["claa"]["config"]
-    return {
-        "model": Path(info["model_path"]).name,
-        "claa": {**config, "profile": Path(config["profile"]).name if config["profile"] else None},
-        "server": {name: info.get(name) for name in kept},
-        "versions": {name: _version(name) for name in names} | {"python": platform.python_version()},
-    }
+def stock_of(args: argparse.Namespace, info: dict[str, Any]) -> UrlEndpoint:
+    """The stock server. Raises ValueError if it has another model or type of numbers; says what else differs."""
+    stock = UrlEndpoint([args.stock_url], 1, claa=False)
+    ours, theirs = ({"model": Path(one["model_path"]).name, **recording.server_of(one)} for one in (info, stock.info()))
+    differ = [name for name in ours if ours[name] != theirs[name]]
+    if {"model", "dtype"} & set(differ):
+        stock.close()
+        raise ValueError(f"{args.stock_url} differs in {', '.join(differ)}: start stock as the server with CLAA")
+    if differ:
+        print(f"stock differs in {', '.join(differ)}; both are on record", flush=True)
+    return stock
 
 
 def jobs_of(
@@ -210,9 +242,14 @@ def jobs_of(
         logprobs = of_group[group] < args.kl_prompts
         of_group[group] += 1
         how = partial(options, key=prompt.key, tokens=len(ids), window=window, rankings=rankings)
-        todo = pending(wanted, prompt.key, answers, logprobs)
-        jobs.append(Job(prompt.key, ids, prompt.max_new_tokens or args.max_new_tokens, logprobs, how, todo))
+        room = prompt.max_new_tokens or args.max_new_tokens
+        job = Job(prompt.key, ids, room, logprobs, how, [], args.turns, partial(_ids_after, prompt, tokenizer))
+        jobs.append(job._replace(settings=pending(job, wanted, answers)))
     return jobs
+
+
+def _ids_after(prompt: Prompt, tokenizer: Any, said: Sequence[str]) -> list[int]:
+    return token_ids(conversation(prompt, said), tokenizer)
 
 
 @contextlib.contextmanager
@@ -225,12 +262,6 @@ def only_the_first():
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(name)
-    return None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m benchmarks.eval_quality_plot benchmarks/results/quality.json [--out quality.png] [--task TASK]
         [--times TIMES.json] [--add "two prunes=benchmarks/results/quality_steps.json=TIMES_OF_THESE.json" …]
 
-One panel per length. A point is a keep rate: to the left is faster, up is better; dense is the point at 1. Bars are the
-95 % intervals of the result. Needs a result that was measured with --time. `--add` draws the pruned runs of another
+One panel per length. A point is a keep rate: to the left is faster, up is better. TTFT is a share of stock's where the
+result was timed with --stock-url, and of dense's otherwise; then dense is the point at 1. Bars are the 95 % intervals
+of the result. Needs a result that was measured with --time. `--add` draws the pruned runs of another
 result, with other servers, as lines of their own. `--times` takes TTFT from another result, where the machine that
 answered is so fast for the model that launching kernels is all that takes time; a ranker without a time there has that
 of another at the same rate, as rankers cost next to nothing.
@@ -26,7 +27,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-DENSE, ALL = "dense", "all"
+DENSE, STOCK, ALL = "dense", "stock", "all"
 ANY = None  # ranker
 
 
@@ -74,7 +75,7 @@ def add(record: dict[str, Any], argument: str) -> None:
     if other["model"] != record["model"]:
         raise PlotError(f"{files[0]} is of {other['model']}, not of {record['model']}")
     for kind in ("cells", "ttft"):
-        pruned = [entry for entry in other[kind] if entry["ranker"] != DENSE]
+        pruned = [entry for entry in other[kind] if entry["ranker"] not in (DENSE, STOCK)]
         names = {name: label for name in {entry["ranker"] for entry in pruned}}
         if len(names) > 1:
             names = {name: f"{label}, {name}" for name in names}
@@ -84,12 +85,14 @@ def add(record: dict[str, Any], argument: str) -> None:
 def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
     """Write the plot. record: a result of benchmarks.eval_quality. Raises PlotError."""
     ratios = {}
+    against = baseline(record["ttft"])
     for t in record["ttft"]:
-        ratios[t["length"], t["ranker"], t["keep_rate"]] = t["ratio"]
-        ratios.setdefault((t["length"], ANY, t["keep_rate"]), t["ratio"])
+        ratio = t["to_stock"]["median"] if against == STOCK else t["ratio"]
+        ratios[t["length"], t["ranker"], t["keep_rate"]] = ratio
+        ratios.setdefault((t["length"], ANY, t["keep_rate"]), ratio)
     if not ratios:
         raise PlotError("it has no times: measure with --time")
-    cells = [cell for cell in record["cells"] if (cell["task"], cell["source"]) == (task, source)]
+    cells = [c for c in record["cells"] if (c["task"], c["source"], c.get("turn", 1)) == (task, source, 1)]
     lengths = sorted({cell["length"] for cell in cells} & {length for length, *_ in ratios})
     if not lengths:
         raise PlotError(f"nothing of task {task!r} and source {source!r} has a time")
@@ -101,17 +104,28 @@ def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
         panel.set_title(f"{length:,} tokens")
     panels[0][0].set_ylabel("accuracy, %")
     panels[0][-1].legend(fontsize="small")
-    figure.supxlabel(f"TTFT, as a share of dense ({record.get('timed on', record['device'])})")
+    figure.supxlabel(f"TTFT, as a share of {against} ({record.get('timed on', record['device'])})")
     figure.suptitle(f"{record['model']}, {record['device']}, task: {task}, text: {source}", fontsize="medium")
     figure.savefig(out, dpi=150)
     pyplot.close(figure)
     print(out)
 
 
+def baseline(times: Sequence[dict[str, Any]]) -> str:
+    """What TTFT is a share of: stock, if every time has a ratio to it, and dense otherwise."""
+    return STOCK if times and all(one.get("to_stock") for one in times) else DENSE
+
+
+def ends(interval: Any) -> tuple[float, float, float]:
+    """Mean, low and high of an interval on record; older files have an object where newer ones have a list."""
+    mean, low, high = (interval[n] for n in ("mean", "low", "high")) if isinstance(interval, dict) else interval
+    return mean, low, high
+
+
 def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int, str | None, float], float]) -> None:
     for cell in cells:
         if cell["ranker"] == DENSE:
-            panel.axhline(100 * cell["accuracy"]["mean"], color="grey", linewidth=0.8, linestyle=":")
+            panel.axhline(100 * ends(cell["accuracy"])[0], color="grey", linewidth=0.8, linestyle=":")
     labelled, leftmost = set[float](), 1.0
     for ranker in dict.fromkeys(cell["ranker"] for cell in cells):
         mine = sorted((c for c in cells if c["ranker"] == ranker), key=lambda c: c["keep_rate"])
@@ -119,7 +133,9 @@ def _panel(panel: Axes, cells: Sequence[dict[str, Any]], ratios: dict[tuple[int,
             ratios.get((c["length"], ranker, c["keep_rate"]), ratios.get((c["length"], ANY, c["keep_rate"])))
             for c in mine
         ]
-        means, lows, highs = ([100 * c["accuracy"][end] for c in mine] for end in ("mean", "low", "high"))
+        means, lows, highs = (
+            [100 * end for end in each] for each in zip(*(ends(c["accuracy"]) for c in mine), strict=True)
+        )
         below = [mean - low for mean, low in zip(means, lows, strict=True)]
         above = [high - mean for mean, high in zip(means, highs, strict=True)]
         style = {"color": "black", "marker": "*", "markersize": 10} if ranker == DENSE else {"marker": "o"}

@@ -15,7 +15,9 @@ class AnswersError(RuntimeError):
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the server said.
 
-    prompt: `Prompt.key`. setting: `Setting.name`. tokens: of the prompt. kept: of them, by the first prune step.
+    prompt: `turn_key` of the prompt. setting: `Setting.name`. tokens: of the prompt. kept: of them, by the first prune
+    step. cached, computed, ranker: early_cached_tokens, late_computed_tokens and ranker of the report; the last two are
+    None for dense, and all are in files of older versions.
     first: (token id, log probability) of the likeliest first tokens, likeliest first; None if they were not asked for.
     """
 
@@ -25,6 +27,9 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int
     kept: int
     first: list[tuple[int, float]] | None = None
+    cached: int | None = None
+    computed: int | None = None
+    ranker: str | None = None
 
 
 Known = dict[tuple[str, str], Answer]  # by prompt key and setting name

@@ -12,12 +12,16 @@ from tqdm import tqdm
 from benchmarks.quality.answers import Answer, Answers
 from benchmarks.quality.endpoints import Endpoint, request_body
 from benchmarks.quality.settings import Setting
+from benchmarks.quality.turns import turn_key
 
 TOP_LOGPROBS = 32  # of the first token, where they are asked for
 
 
 class Job(NamedTuple):
-    """One prompt. options: `custom_params.claa` for a setting. settings: those not answered yet, dense first."""
+    """One prompt. options: `custom_params.claa` for a setting. settings: those not answered yet, dense first.
+
+    turns: questions of its chat. going_on: the ids of the next turn, after the answers to the first ones.
+    """
 
     key: str
     input_ids: list[int]
@@ -25,6 +29,8 @@ class Job(NamedTuple):
     logprobs: bool
     options: Callable[[Setting], dict[str, Any]]
     settings: list[Setting]
+    turns: int = 1
+    going_on: Callable[[Sequence[str]], list[int]] | None = None
 
 
 async def ask_all(
@@ -37,12 +43,20 @@ async def ask_all(
     Raises the first error; what was answered before it is kept.
     """
     slots, waiting = asyncio.Semaphore(in_flight), iter(jobs)
-    with tqdm(total=sum(len(job.settings) for job in jobs), desc="answers", unit="request", smoothing=0.05) as progress:
+    total = sum(len(job.settings) * job.turns for job in jobs)
+    with tqdm(total=total, desc="answers", unit="request", smoothing=0.05) as progress:
 
         async def one(job: Job, setting: Setting) -> None:
-            async with slots:
-                answers.add(await _ask(endpoint, job, setting))
-            progress.update()
+            """All turns, each after the one before; what is known of an earlier run is not asked again."""
+            said: list[str] = []
+            for turn in range(1, job.turns + 1):
+                answer = None if _missing(answers, job, setting, turn) else answers.known[_place(job, setting, turn)]
+                if answer is None:
+                    async with slots:
+                        answer = await _ask(endpoint, job, setting, said)
+                    answers.add(answer)
+                said.append(answer.text)
+                progress.update()
 
         async def work() -> None:
             for job in waiting:
@@ -65,14 +79,21 @@ def _in_turn(settings: Sequence[Setting]) -> Iterator[Sequence[Setting]]:
     yield pruned[1:]
 
 
-async def _ask(endpoint: Endpoint, job: Job, setting: Setting) -> Answer:
-    logprobs = TOP_LOGPROBS if job.logprobs else 0
-    body = request_body(job.input_ids, job.options(setting), job.max_new_tokens, logprobs)
-    answer = await endpoint.ask(body)
+async def _ask(endpoint: Endpoint, job: Job, setting: Setting, said: Sequence[str]) -> Answer:
+    logprobs = TOP_LOGPROBS if job.logprobs and not said else 0
+    input_ids = job.going_on(said) if job.going_on and said else job.input_ids
+    body = request_body(input_ids, job.options(setting), job.max_new_tokens, logprobs)
+    answer = await endpoint.ask(body, job.key)
     meta = answer["meta_info"]
     report = check_report(meta, setting)
     first = [(token, round(value, 4)) for value, token, _ in meta["output_top_logprobs"][0]] if logprobs else None
-    return Answer(job.key, setting.name, answer["text"], report["prompt_tokens"], report["kept_tokens"], first)
+    return Answer(
+        *(turn_key(job.key, 1 + len(said)), setting.name, answer["text"]),
+        *(report["prompt_tokens"], report["kept_tokens"], first),
+        cached=report.get("early_cached_tokens"),
+        computed=report.get("late_computed_tokens"),
+        ranker=report.get("ranker"),
+    )
 
 
 def check_report(meta: dict[str, Any], setting: Setting) -> dict[str, Any]:
@@ -91,11 +112,16 @@ def check_report(meta: dict[str, Any], setting: Setting) -> dict[str, Any]:
     return report
 
 
-def pending(settings: Iterable[Setting], key: str, answers: Answers, logprobs: bool) -> list[Setting]:
-    """The settings under which prompt `key` is not answered yet, or only without the log probabilities."""
-    known = answers.known
-    return [
-        setting
-        for setting in settings
-        if (key, setting.name) not in known or (logprobs and known[key, setting.name].first is None)
-    ]
+def pending(job: Job, settings: Iterable[Setting], answers: Answers) -> list[Setting]:
+    """The settings under which a turn of the job is not answered yet, or its first only without log probabilities."""
+    turns = range(1, job.turns + 1)
+    return [setting for setting in settings if any(_missing(answers, job, setting, turn) for turn in turns)]
+
+
+def _place(job: Job, setting: Setting, turn: int) -> tuple[str, str]:
+    return turn_key(job.key, turn), setting.name
+
+
+def _missing(answers: Answers, job: Job, setting: Setting, turn: int) -> bool:
+    known = answers.known.get(_place(job, setting, turn))
+    return known is None or (turn == 1 and job.logprobs and known.first is None)

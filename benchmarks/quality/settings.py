@@ -11,6 +11,7 @@ import msgspec
 from claa_sglang.tasks.rankings import load
 
 DENSE_NAME = "dense"
+STOCK_NAME = "stock"  # a server without CLAA; only timed, as its answers are dense's
 DEFAULT_RANKER = "claa"  # the server's own; its name is not sent
 
 
@@ -22,14 +23,14 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        return DENSE_NAME if self.dense else f"{self.ranker} {self.keep_rate:g}"
+        return self.ranker if self.ranker in (DENSE_NAME, STOCK_NAME) else f"{self.ranker} {self.keep_rate:g}"
 
     @property
     def dense(self) -> bool:
         return self.ranker == DENSE_NAME
 
 
-DENSE = Setting(DENSE_NAME)
+DENSE, STOCK = Setting(DENSE_NAME), Setting(STOCK_NAME)
 
 
 def settings(rankers: Sequence[str], keep_rates: Sequence[float]) -> list[Setting]:

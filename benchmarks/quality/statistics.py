@@ -15,6 +15,7 @@ from scipy import stats
 
 from benchmarks.quality.answers import Answer
 from benchmarks.quality.settings import DENSE, Setting
+from benchmarks.quality.turns import Question, questions
 from claa_sglang.offline.interval import CONFIDENCE, Interval
 from claa_sglang.tasks.grade import grade
 from claa_sglang.tasks.record import Prompt
@@ -41,10 +42,19 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     first_token_n: int
 
 
+class Tokens(msgspec.Struct, frozen=True):
+    """Medians of what the reports say. late_computed: None for dense, which has the same layers for all tokens."""
+
+    prompt: float
+    early_cached: float
+    late_computed: float | None = None
+
+
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Results of one setting over n prompts of one task, source and length (ALL, EVERY_LENGTH).
 
-    lead: accuracy of the first ranker at the same keep rate, less this one's, paired; None for the first and dense.
+    turn: of the chat; 1 is the first question. lead: accuracy of the first ranker at the same keep rate, less this
+    one's, paired; None for the first and dense. tokens: None if only first questions were asked.
     """
 
     task: str
@@ -53,65 +63,81 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ranker: str
     keep_rate: float
     n: int
+    turn: int = 1
     accuracy: Interval
     to_dense: Comparison | None = None
     lead: Interval | None = None
+    tokens: Tokens | None = None
 
 
 def cells(
-    prompts: Sequence[Prompt], known: Mapping[tuple[str, str], Answer], settings: Sequence[Setting]
+    prompts: Sequence[Prompt],
+    known: Mapping[tuple[str, str], Answer],
+    settings: Sequence[Setting],
+    turns: int = 1,
 ) -> list[Cell]:
-    """A cell per task, source, length and setting; others over all tasks, sources, or several lengths.
+    """A cell per turn, task, source, length and setting; others over all tasks, sources, or several lengths.
 
-    known: by prompt key and setting name. Prompts that are not answered under every setting are left out, so that all
-    settings are judged on the same ones. Prompts without expected answers are left out as well.
+    known: by turn key and setting name. Questions that are not answered under every setting are left out, so that all
+    settings are judged on the same ones. Questions without expected answers are left out as well.
     """
-    groups: dict[tuple[str, str, int], list[Prompt]] = defaultdict(list)
+    groups: dict[tuple[int, str, str, int], list[Question]] = defaultdict(list)
     several = len({prompt.length for prompt in prompts}) > 1
     first = next((setting.ranker for setting in settings if not setting.dense), None)
-    for prompt in prompts:
-        if prompt.answers and all((prompt.key, setting.name) in known for setting in settings):
-            for task in (prompt.task, ALL):
-                for source in (prompt.source, ALL):
-                    for length in (prompt.length, EVERY_LENGTH) if several else (prompt.length,):
-                        groups[task, source, length].append(prompt)
+    for one in questions(prompts, turns):
+        if one.answers and all((one.key, setting.name) in known for setting in settings):
+            for task in (one.task, ALL):
+                for source in (one.source, ALL):
+                    for length in (one.length, EVERY_LENGTH) if several else (one.length,):
+                        groups[one.turn, task, source, length].append(one)
     return [
-        _cell(group, members, setting, known, first)
+        _cell(group, members, setting, known, first, counted=turns > 1)
         for group, members in sorted(groups.items())
         for setting in settings
     ]
 
 
 def _cell(
-    group: tuple[str, str, int],
-    prompts: Sequence[Prompt],
+    group: tuple[int, str, str, int],
+    asked: Sequence[Question],
     setting: Setting,
     known: Mapping[tuple[str, str], Answer],
     first: str | None,
+    counted: bool,
 ) -> Cell:
-    mine = [known[prompt.key, setting.name] for prompt in prompts]
-    scores = _scores(prompts, mine)
+    mine = [known[one.key, setting.name] for one in asked]
+    scores = _scores(asked, mine)
     comparison = lead = None
     if not setting.dense:
-        dense = [known[prompt.key, DENSE.name] for prompt in prompts]
-        comparison = compare(scores, _scores(prompts, dense), mine, dense)
+        dense = [known[one.key, DENSE.name] for one in asked]
+        comparison = compare(scores, _scores(asked, dense), mine, dense)
     if not setting.dense and setting.ranker != first:
-        theirs = [known[prompt.key, Setting(first, setting.keep_rate).name] for prompt in prompts]
-        lead = mean(_scores(prompts, theirs) - scores)
+        theirs = [known[one.key, Setting(first, setting.keep_rate).name] for one in asked]
+        lead = mean(_scores(asked, theirs) - scores)
     return Cell(
-        **dict(zip(("task", "source", "length"), group, strict=True)),
+        **dict(zip(("turn", "task", "source", "length"), group, strict=True)),
         ranker=setting.ranker,
         keep_rate=setting.keep_rate,
-        n=len(prompts),
+        n=len(asked),
         accuracy=mean_score(scores),
         to_dense=comparison,
         lead=lead,
+        tokens=_tokens(mine) if counted else None,
     )
 
 
-def _scores(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> np.ndarray:
+def _tokens(answers: Sequence[Answer]) -> Tokens:
+    computed = [answer.computed for answer in answers if answer.computed is not None]
+    return Tokens(
+        float(np.median([answer.tokens for answer in answers])),
+        float(np.median([answer.cached or 0 for answer in answers])),
+        float(np.median(computed)) if computed else None,
+    )
+
+
+def _scores(asked: Sequence[Question], answers: Sequence[Answer]) -> np.ndarray:
     """[n], float64, in [0, 1]."""
-    return np.array([grade(a.text, p.answers) for p, a in zip(prompts, answers, strict=True)])
+    return np.array([grade(a.text, one.answers, one.exact) for one, a in zip(asked, answers, strict=True)])
 
 
 def compare(

@@ -7,21 +7,28 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quality.kept import KeptSets
 from benchmarks.quality.settings import DENSE_NAME
 from benchmarks.quality.statistics import ALL, EVERY_LENGTH, Cell
 from benchmarks.quality.timing import Ttft
+from benchmarks.quality.verdicts import judged, verdict
 from claa_sglang.offline.interval import Interval
 
 
-def show(cells: Sequence[Cell], times: Sequence[Ttft]) -> None:
-    """A table of accuracies per ranker, what happened to the answers, and the times if there are any."""
+def show(cells: Sequence[Cell], times: Sequence[Ttft], kept: Sequence[KeptSets]) -> None:
+    """A table of accuracies per ranker, verdicts, what happened to the answers, and what else was measured."""
     console = Console()
     rankers = list(dict.fromkeys(cell.ranker for cell in cells if cell.ranker != DENSE_NAME))
     for ranker in rankers:
         console.print(_accuracy(ranker, cells))
+    console.print(_verdicts(cells))
+    if any(cell.turn > 1 for cell in cells):
+        console.print(_turns(cells))
     if len(rankers) > 1:
         console.print(_leads(cells, rankers[0]))
     console.print(_answers(cells))
+    if kept:
+        console.print(_kept(kept))
     if times:
         console.print(_times(times))
 
@@ -29,15 +36,47 @@ def show(cells: Sequence[Cell], times: Sequence[Ttft]) -> None:
 def _accuracy(ranker: str, cells: Sequence[Cell]) -> Table:
     rates = sorted({cell.keep_rate for cell in cells if cell.ranker == ranker})
     title = f"{ranker}: accuracy in %, and its difference to dense with a 95 % interval, in points"
-    table = Table("task", "source", "tokens", "n", "dense", *(f"keep {rate:g}" for rate in rates), title=title)
-    found = {(c.task, c.source, c.length, c.ranker, c.keep_rate): c for c in cells}
+    table = Table("turn", "task", "source", "tokens", "n", "dense", *(f"keep {rate:g}" for rate in rates), title=title)
+    found = {(c.turn, c.task, c.source, c.length, c.ranker, c.keep_rate): c for c in cells}
     for cell in cells:
         if cell.ranker != DENSE_NAME or (cell.task == ALL) != (cell.source == ALL):
             continue
-        where = cell.task, cell.source, cell.length
+        where = cell.turn, cell.task, cell.source, cell.length
         pruned = [found[*where, ranker, rate] for rate in rates]
         shown = [f"{_percent(one.accuracy.mean)}  {_points(one)}" for one in pruned]
-        table.add_row(cell.task, cell.source, _length(cell), str(cell.n), _percent(cell.accuracy.mean), *shown)
+        named = str(cell.turn), cell.task, cell.source, _length(cell), str(cell.n)
+        table.add_row(*named, _percent(cell.accuracy.mean), *shown)
+    return table
+
+
+def _verdicts(cells: Sequence[Cell]) -> Table:
+    title = "is every task within 1 point of dense, or is 0 in the interval of its difference?"
+    table = Table("ranker", "keep", "tokens", "turn", "task", "n", "points", "verdict", title=title)
+    for cell in sorted(judged(cells), key=lambda c: (c.ranker, c.keep_rate, c.length, c.turn)):
+        where = cell.ranker, f"{cell.keep_rate:g}", _length(cell), str(cell.turn), cell.task, str(cell.n)
+        table.add_row(*where, _points(cell), verdict(cell))
+    return table
+
+
+def _turns(cells: Sequence[Cell]) -> Table:
+    title = "tokens of each turn's prompt: medians over all tasks"
+    table = Table("tokens", "ranker", "keep", "turn", "n", "prompt", "early cached", "late computed", title=title)
+    for cell in sorted(cells, key=lambda c: (c.length, c.ranker, c.keep_rate, c.turn)):
+        if cell.task == cell.source == ALL and cell.length != EVERY_LENGTH and cell.tokens is not None:
+            late = "" if cell.tokens.late_computed is None else f"{cell.tokens.late_computed:g}"
+            counts = f"{cell.tokens.prompt:g}", f"{cell.tokens.early_cached:g}", late
+            table.add_row(_length(cell), cell.ranker, f"{cell.keep_rate:g}", str(cell.turn), str(cell.n), *counts)
+    return table
+
+
+def _kept(found: Sequence[KeptSets]) -> Table:
+    title = "kept tokens that differ between a cold prompt and one with a prefix hit"
+    columns = "tokens", "ranker", "keep", "hit", "prompts", "cached", "kept", "differ: median", "most"
+    table = Table(*columns, "same answer", "same grade", title=title)
+    for one in found:
+        counts = (f"{x:g}" for x in (one.prompts, one.cached, one.kept, one.median, one.most))
+        same = str(one.same_text), str(one.same_grade)
+        table.add_row(str(one.length), one.ranker, f"{one.keep_rate:g}", one.hit, *counts, *same)
     return table
 
 
@@ -46,7 +85,7 @@ def _leads(cells: Sequence[Cell], first: str) -> Table:
     lengths = {cell.length for cell in cells}
     total = EVERY_LENGTH if EVERY_LENGTH in lengths else max(lengths)
     for cell in cells:
-        if cell.lead is not None and cell.source == ALL and cell.length == total:
+        if cell.lead is not None and cell.source == ALL and cell.length == total and cell.turn == 1:
             shown = cell.ranker, f"{cell.keep_rate:g}", cell.task, _length(cell), str(cell.n)
             table.add_row(*shown, _interval(cell.lead))
     return table
@@ -54,7 +93,7 @@ def _leads(cells: Sequence[Cell], first: str) -> Table:
 
 def _answers(cells: Sequence[Cell]) -> Table:
     table = Table(
-        *("ranker", "keep", "tokens", "n", "only dense right", "only pruned right", "p", "same answer, %"),
+        *("ranker", "keep", "tokens", "turn", "n", "only dense right", "only pruned right", "p", "same answer, %"),
         "KL of the first token, nats (lower bound)",
         title="beside dense, over all tasks and sources",
     )
@@ -63,7 +102,7 @@ def _answers(cells: Sequence[Cell]) -> Table:
         if cell.task == ALL and cell.source == ALL and beside is not None:
             kl = f"{_range(beside.first_token_kl)}, n = {beside.first_token_n}" if beside.first_token_kl else ""
             table.add_row(
-                *(cell.ranker, f"{cell.keep_rate:g}", _length(cell), str(cell.n)),
+                *(cell.ranker, f"{cell.keep_rate:g}", _length(cell), str(cell.turn), str(cell.n)),
                 *(str(beside.only_dense), str(beside.only_pruned), f"{beside.p_value:.2g}"),
                 *(_percent(beside.agreement.mean), kl),
             )
@@ -72,11 +111,13 @@ def _answers(cells: Sequence[Cell]) -> Table:
 
 def _times(times: Sequence[Ttft]) -> Table:
     title = "TTFT, one request at a time, nothing cached"
-    table = Table("tokens", "ranker", "keep", "median ms", "min", "max", "of dense", title=title)
+    table = Table("tokens", "ranker", "keep", "median ms", "min", "max", "of dense", "of stock", title=title)
     for one in times:
         low, high = min(one.seconds), max(one.seconds)
         shown = (f"{1000 * x:.1f}" for x in (one.median, low, high))
-        table.add_row(str(one.length), one.ranker, f"{one.keep_rate:g}", *shown, f"{one.ratio:.2f}")
+        stock = one.to_stock
+        of_stock = f"{stock.median:.3f} [{stock.least:.3f}, {stock.most:.3f}]" if stock else ""
+        table.add_row(str(one.length), one.ranker, f"{one.keep_rate:g}", *shown, f"{one.ratio:.3f}", of_stock)
     return table
 
 

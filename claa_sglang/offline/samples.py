@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from claa_sglang.tasks.encode import token_ids
+from claa_sglang.tasks.grade import grade
 from claa_sglang.tasks.record import Prompt
 
 
@@ -36,7 +37,7 @@ class Sample(NamedTuple):
         """
         total = torch.zeros(self.input_ids.numel(), dtype=torch.bool)
         for needle in self.needles:
-            if needle.answer.casefold() in answer.casefold():
+            if not needle.answer or grade(answer, [needle.answer], self.prompt.exact):
                 total |= needle.tokens
         return total
 

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=64, help="per task, length and source (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; default: %(default)s")
+    parser.add_argument(
+        "--no-prefix", action="store_true", help="leave out the beginning of the answer: end as a chat does"
+    )
     parser.add_argument("--token-ids", action="store_true", help="write token ids, for a machine without the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="file to write; .xz and .gz are compressed")
 
@@ -39,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     wanted = (args.tasks, args.lengths, args.sources, args.count)
-    prompts = tqdm(generate(tokenizer, *wanted, args.seed), total=total(*wanted), unit="prompt", desc="tasks")
+    prompts = tqdm(
+        generate(tokenizer, *wanted, args.seed, not args.no_prefix), total=total(*wanted), unit="prompt", desc="tasks"
+    )
     if args.token_ids:
         ids = (msgspec.structs.replace(p, messages=None, input_ids=token_ids(p, tokenizer)) for p in prompts)
         count = save(ids, args.out)

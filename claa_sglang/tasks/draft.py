@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from claa_sglang.tasks.record import Followup
+
 
 class Draft(NamedTuple):
     """A user's message with answers. Everything random in it is decided; only its length is not.
@@ -17,6 +19,8 @@ class Draft(NamedTuple):
     answers: list[str]
     answer_prefix: str
     needles: list[str]
+    exact: bool = False
+    followups: Sequence[Followup] = ()
 
 
 def listing(items: Sequence[str]) -> str:

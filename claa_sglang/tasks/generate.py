@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from claa_sglang.tasks.copies import copy_code, copy_links, copy_quote
 from claa_sglang.tasks.counting import common_words
 from claa_sglang.tasks.draft import Draft
@@ -41,6 +43,7 @@ TASKS: dict[str, Task] = {
 WITHOUT_FILLER = {"common-words": "words"}
 
 ANSWER_ROOM, ANSWER_MARGIN = 1.25, 8  # tokens for an answer: of the expected answers' own, and besides
+INTRODUCTION = 32  # tokens besides, for a model that has to begin its answer itself
 
 
 class TaskError(ValueError):
@@ -48,12 +51,19 @@ class TaskError(ValueError):
 
 
 def generate(
-    tokenizer: Any, tasks: Sequence[str], lengths: Sequence[int], sources: Sequence[str], count: int, seed: int = 0
+    tokenizer: Any,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    sources: Sequence[str],
+    count: int,
+    seed: int = 0,
+    prefix: bool = True,
 ) -> Iterator[Prompt]:
     """`count` prompts of each task, length and source; their seeds are `seed`, `seed + 1`, … .
 
     tokenizer: a Hugging Face one with a chat template. tasks: keys of TASKS. sources: see `sources`.
     lengths: in tokens of the whole prompt, chat template and answer prefix included; a prompt has 97 to 100 % of it.
+    prefix: the beginning of the answer is already said; without it a prompt ends as a chat does, with the template.
     A prompt depends on its own task, source, length and seed only, and not on the others asked for. Raises TaskError,
     before the first prompt where it can.
     """
@@ -63,7 +73,7 @@ def generate(
         raise TaskError("this tokenizer has no chat template: name an instruct or chat model")
     for name in sources:
         _checked(partial(sentences, name, random.Random(0)))
-    return _generate(tokenizer, tasks, lengths, sources, count, seed)
+    return _generate(tokenizer, tasks, lengths, sources, count, seed, prefix)
 
 
 def total(tasks: Sequence[str], lengths: Sequence[int], sources: Sequence[str], count: int) -> int:
@@ -72,16 +82,22 @@ def total(tasks: Sequence[str], lengths: Sequence[int], sources: Sequence[str], 
 
 
 def _generate(
-    tokenizer: Any, tasks: Sequence[str], lengths: Sequence[int], sources: Sequence[str], count: int, seed: int
+    tokenizer: Any,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    sources: Sequence[str],
+    count: int,
+    seed: int,
+    prefix: bool,
 ) -> Iterator[Prompt]:
     for task in tasks:
         for length in lengths:
             for source in sources[:1] if task in WITHOUT_FILLER else sources:
                 for one in range(seed, seed + count):
-                    yield _checked(partial(make, tokenizer, task, length, source, one))
+                    yield _checked(partial(make, tokenizer, task, length, source, one, prefix))
 
 
-def make(tokenizer: Any, task: str, length: int, source: str, seed: int) -> Prompt:
+def make(tokenizer: Any, task: str, length: int, source: str, seed: int, prefix: bool = True) -> Prompt:
     """One prompt. Raises FitError, SourceError, MissingPackageError; KeyError for an unknown task."""
     label = WITHOUT_FILLER.get(task, Path(source).stem)
     # One generator for the question and one for the text: how much text is read must not change the question.
@@ -96,13 +112,25 @@ def make(tokenizer: Any, task: str, length: int, source: str, seed: int) -> Prom
             seed=seed,
             messages=[Message("user", draft.render(size))],
             answers=draft.answers,
-            answer_prefix=draft.answer_prefix,
+            exact=draft.exact,
+            answer_prefix=draft.answer_prefix if prefix else "",
             needles=draft.needles,
-            max_new_tokens=round(ANSWER_ROOM * room) + ANSWER_MARGIN,
+            max_new_tokens=room,
+            followups=[one if prefix else msgspec.structs.replace(one, answer_prefix="") for one in draft.followups],
         )
 
-    room = len(tokenizer(", ".join(draft.answers), add_special_tokens=False).input_ids)
+    room = _room(tokenizer, draft, prefix)
     return prompt(fit(lambda size: len(token_ids(prompt(size), tokenizer)), length))
+
+
+def _room(tokenizer: Any, draft: Draft, prefix: bool) -> int:
+    """Tokens for an answer. What is copied has more than its answers: indentation, dashes, line breaks."""
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+    room = round(ANSWER_ROOM * tokens(draft.needles[0] if draft.exact else ", ".join(draft.answers))) + ANSWER_MARGIN
+    return room if prefix else room + tokens(draft.answer_prefix) + INTRODUCTION
 
 
 def _checked(make_one: Callable[[], Any]) -> Any:

@@ -29,6 +29,15 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
+class Followup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Another question about the text of a prompt. Fields are as those of `Prompt`; needles: what answers it."""
+
+    question: str
+    answers: list[str]
+    answer_prefix: str = ""
+    needles: list[str] = []
+
+
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A prompt and what its answer must contain. Exactly one of `messages`, `prompt` and `input_ids` is given.
 
@@ -37,9 +46,11 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: with task, source and length it determines a generated prompt.
     messages: a chat, to be rendered by the model's chat template. prompt: plain text. input_ids: token ids, sent as
         they are; they end with the answer prefix, if there is one.
-    answers: strings that a right answer contains. answer_prefix: how the answer begins, already said for the model.
+    answers: strings that a right answer contains. exact: they count with their case and as whole words (`grade`).
+    answer_prefix: how the answer begins, already said for the model.
     needles: the strings that were placed in the text, in order.
     max_new_tokens: room for the answer; None leaves it to the caller.
+    followups: questions that may be asked next, in this order, in the same chat; graded like the prompt.
     """
 
     task: str = USER
@@ -50,9 +61,11 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompt: str | None = None
     input_ids: list[int] | None = None
     answers: list[str] = []
+    exact: bool = False
     answer_prefix: str = ""
     needles: list[str] = []
     max_new_tokens: int | None = None
+    followups: list[Followup] = []
 
     def __post_init__(self) -> None:
         given = [name for name in ("messages", "prompt", "input_ids") if getattr(self, name)]

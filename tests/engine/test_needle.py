@@ -103,7 +103,7 @@ def test_the_quality_benchmark_runs_against_a_server(served: Server, small_model
     asked = [str(prompts), "--url", served.url, "--keep-rates", str(KEEP_RATE), "--kl-prompts", "1", "--in-flight", "4"]
     assert eval_quality.main([*asked, "--out", str(out)]) == 0
     dense, pruned = (c for c in json.loads(out.read_text())["cells"] if (c["task"], c["source"]) == ("all", "all"))
-    assert dense["n"] == pruned["n"] == 2 and dense["accuracy"]["mean"] == 1
+    assert dense["n"] == pruned["n"] == 2 and dense["accuracy"][0] == 1
     assert pruned["to_dense"]["first_token_n"] == 1
     answers = [json.loads(line) for line in out.with_suffix(".answers.jsonl").read_text().splitlines()[1:]]
     assert sorted(a["kept"] / a["tokens"] for a in answers) == pytest.approx([KEEP_RATE] * 2 + [1, 1], abs=0.01)

@@ -102,3 +102,45 @@ def test_the_loop_is_the_endpoints_own() -> None:
         endpoint = UrlEndpoint([url + "/"], in_flight=1)
         assert endpoint.run(asyncio.sleep(0, "done")) == "done" and endpoint.device == "cpu" and not seen
         endpoint.close()
+
+
+def test_turns_of_a_chat_go_to_one_server() -> None:
+    """Their ids differ, and so does not say where the earlier turns are cached."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(counting(info())) for _ in range(2)]
+        endpoint = UrlEndpoint([url for url, _ in servers], in_flight=2)
+
+        async def ask() -> None:
+            for chat in range(20):
+                for turn in range(4):
+                    await endpoint.ask(request_body([chat, *range(turn)], {}, 1), f"chat {chat}")
+
+        endpoint.run(ask())
+        at = [{prompt[0] for prompt in seen} for _, seen in servers]
+        assert all(at) and not at[0] & at[1] and len(at[0] | at[1]) == 20
+        endpoint.close()
+
+
+def test_times_are_of_one_server() -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(counting(info())) for _ in range(2)]
+        endpoint = UrlEndpoint([url for url, _ in servers], in_flight=2)
+        alone = endpoint.alone()
+        for number in range(20):
+            alone.run(alone.ask(request_body([number], {}, 1)))
+        assert [len(seen) for _, seen in servers] == [20, 0] and alone.alone() is alone
+        alone.close()
+        endpoint.close()
+
+
+def test_stock_serves_no_claa() -> None:
+    with counting(info()) as (ours, _), pytest.raises(ValueError, match="start it without --enable-claa"):
+        UrlEndpoint([ours], in_flight=1, claa=False)
+    with counting({"model_path": "m", "device": "cpu"}) as (theirs, seen):
+        stock = UrlEndpoint([theirs], in_flight=1, claa=False)
+        stock.run(stock.ask(request_body([1, 2], None, 1)))
+        assert seen == [(1, 2)] and request_body([1, 2], None, 1)["sampling_params"].keys() == {
+            "temperature",
+            "max_new_tokens",
+        }
+        stock.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from claa_sglang import cli
+from claa_sglang.offline.samples import sample
 from claa_sglang.tasks import passages, sources, words
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.filler import Filler, Placed, place
@@ -19,6 +20,7 @@ from claa_sglang.tasks.grade import grade
 from claa_sglang.tasks.record import Prompt, load
 
 NEEDLES = [task for task in TASKS if task != "common-words"]
+COPIES = [task for task in TASKS if task.startswith("copy-")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def text(prompt: Prompt) -> str:
 
 
 def test_every_task_length_and_source_is_there_and_no_prompt_twice(prompts: list[Prompt]) -> None:
-    assert len(prompts) == total(list(TASKS), [1024, 2000], list(sources.SOURCES), count=2) == 2 * 2 * (3 * 8 + 1)
+    assert len(prompts) == total(list(TASKS), [1024, 2000], list(sources.SOURCES), count=2) == 2 * 2 * (3 * 11 + 1)
     assert len({prompt.key for prompt in prompts}) == len(prompts)
     made = {(prompt.task, prompt.source, prompt.length, prompt.seed) for prompt in prompts}
     assert len(made) == len(prompts)
@@ -70,7 +72,65 @@ def test_only_the_needles_answer(prompts: list[Prompt], task: str) -> None:
         rest = text(prompt)
         for needle in prompt.needles:
             rest = rest.replace(needle, "")
-        assert grade(rest, prompt.answers) == 0, prompt
+        assert grade(rest, prompt.answers, prompt.exact) == 0, prompt
+
+
+def test_every_answer_s_tokens_are_found(prompts: list[Prompt], tokenizer: Any) -> None:
+    """In every prompt with needles, each answer has its own tokens, and they say the answer and hardly more."""
+    for prompt in (one for one in prompts if one.needles):
+        found = sample(prompt, tokenizer)
+        assert {needle.answer for needle in found.needles} == set(prompt.answers), prompt.task
+        for needle in found.needles:
+            said = tokenizer.decode(found.input_ids[needle.tokens])
+            assert needle.answer in said and len(said) <= len(needle.answer) + 2, (prompt.task, said)
+
+
+@pytest.mark.parametrize("task", COPIES)
+def test_a_copy_goes_on_with_the_tokens_of_the_text(prompts: list[Prompt], tokenizer: Any, task: str) -> None:
+    """The prefix does not join with what follows, and what follows is in the prompt token by token: all that a model
+    has to do is to copy. There is room for all of it."""
+    for prompt in (one for one in prompts if one.task == task):
+        (needle,) = prompt.needles
+        already = {"copy-code": needle.find(" ", 4), "copy-quote": 0, "copy-links": 1}[task]
+        assert prompt.answer_prefix.endswith(needle[:already])
+        ids, content = token_ids(prompt, tokenizer), text(prompt)
+        template = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        said = template + prompt.answer_prefix + needle[already:]
+        whole = tokenizer(said, add_special_tokens=False).input_ids
+        assert whole[: len(ids)] == ids
+        copied = whole[len(ids) :]
+        assert str(copied[:-1])[1:-1] in str(ids), "the last token may join with what follows in the text"
+        assert prompt.exact and grade(tokenizer.decode(copied), prompt.answers, exact=True) == 1
+        assert prompt.max_new_tokens is not None and prompt.max_new_tokens > 1.2 * len(copied)
+
+
+def test_followups_are_other_questions_about_the_text(prompts: list[Prompt], tokenizer: Any) -> None:
+    """Each has answers of its own, in a sentence that is there once; and the first question's are not among them."""
+    more = {prompt.task: len(prompt.followups) for prompt in prompts}
+    assert {task: n for task, n in more.items() if n} == {"multi-key": 3, **dict.fromkeys(COPIES, 3)}
+    for prompt in (one for one in prompts if one.followups):
+        asked = [prompt.answers, *(one.answers for one in prompt.followups)]
+        assert len({answer for answers in asked for answer in answers}) == sum(map(len, asked))
+        for one in prompt.followups:
+            assert all(text(prompt).count(needle) == 1 for needle in one.needles)
+            assert grade("\n".join(one.needles), one.answers, prompt.exact) == 1
+            assert one.answer_prefix and one.question not in text(prompt)
+    (chat,) = generate(tokenizer, ["copy-links"], [1024], ["prose"], 1, prefix=False)
+    assert len(chat.followups) == 3 and not any(one.answer_prefix for one in chat.followups)
+
+
+def test_a_prompt_may_end_as_a_chat_does(tokenizer: Any) -> None:
+    """The same questions, the template's generation prompt at the end, and room for an introduction."""
+    asked = (tokenizer, list(TASKS), [2000], ["repeated"], 1)
+    for said, unsaid in zip(generate(*asked), generate(*asked, prefix=False), strict=True):
+        assert said.answer_prefix and not unsaid.answer_prefix and unsaid.answers == said.answers
+        assert text(unsaid).splitlines()[-1] == text(said).splitlines()[-1]
+        assert tokenizer.decode(token_ids(unsaid, tokenizer)).endswith("<|im_start|>assistant\n")
+        assert said.max_new_tokens is not None and unsaid.max_new_tokens is not None
+        spent = len(tokenizer(said.answer_prefix).input_ids)
+        assert unsaid.max_new_tokens >= said.max_new_tokens + spent + 32
 
 
 def test_common_words_are_the_most_common(prompts: list[Prompt]) -> None:
@@ -169,6 +229,9 @@ def test_the_command_writes_a_file(tmp_path: Path, small_model_path: Path, token
     assert text_form == list(generate(tokenizer, ["multi-query"], [512], ["repeated"], 2, 3))
     assert [one.input_ids for one in ids_form] == [token_ids(one, tokenizer) for one in text_form]
     assert [one.answers for one in ids_form] == [one.answers for one in text_form]
+    assert cli.main([*command[:-1], str(tmp_path / "chat.jsonl"), "--no-prefix"]) == 0
+    assert [one.answers for one in load(tmp_path / "chat.jsonl")] == [one.answers for one in text_form]
+    assert not any(one.answer_prefix for one in load(tmp_path / "chat.jsonl"))
     assert cli.main([*command[:-1], str(tmp_path / "none.jsonl"), "--tasks", "poems"]) == 1
     assert "claa-sglang tasks: no task 'poems': use needle-number" in capsys.readouterr().err
     assert not (tmp_path / "none.jsonl").exists()

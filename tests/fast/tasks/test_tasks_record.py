@@ -14,7 +14,7 @@ PROMPTS = [
         task="a", source="b", length=9, seed=1, messages=[Message("user", "Ünï")], answers=["x"], answer_prefix="y:"
     ),
     Prompt(prompt="The capital of France is", answers=["Paris"]),
-    Prompt(input_ids=[1, 2, 3], max_new_tokens=4),
+    Prompt(input_ids=[1, 2, 3], answers=["Aa"], exact=True, max_new_tokens=4),
 ]
 
 
@@ -77,3 +77,21 @@ def test_grades_are_shares_of_what_was_expected() -> None:
     assert grade("", ["7"]) == 0
     with pytest.raises(ValueError, match="no answers"):
         grade("x", [])
+
+
+def test_copies_are_graded_to_the_letter() -> None:
+    code = ["a = b * 12", "return a % b"]
+    assert grade("    a = b * 12\n    return a % b\n```", code, exact=True) == 1
+    assert grade("a = b * 123\nreturn a % B", code, exact=True) == 0
+    assert grade("a = b * 123\nreturn a % B", code) == 1
+    assert grade("area = b * 12\n  return a % b", code, exact=True) == 0.5
+    assert grade('"The a will b the c." He left.', ["The a will b the c."], exact=True) == 1
+    assert (
+        grade("- https://a.org/b/0f\n- https://a.org/b/0F", ["https://a.org/b/0f", "https://a.org/b/0e"], True) == 0.5
+    )
+
+
+def test_a_file_without_the_field_is_read_as_before(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "answers": ["Y"]}\n')
+    (old,) = load(tmp_path / "p.jsonl")
+    assert not old.exact and grade("y", old.answers, old.exact) == 1
