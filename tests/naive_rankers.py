@@ -84,8 +84,8 @@ CLAA_SWITCHES: dict[str, dict[str, Any]] = {
     "last-query": {"queries": 1, "peaks": False, "loss": LOSS},
     "last-query:carry=0": {"queries": 1, "peaks": False, "loss": 0.0},
 }
-# name -> its oracle: (layers, scaling) to a ranking. Uniform has none: it is a sample.
-ORACLES: dict[str, Callable[[Sequence[Layer], float], list[float]]] = {
+# name -> its oracle: (layers, scaling) to a ranking, with more switches by name. Uniform has none: it is a sample.
+ORACLES: dict[str, Callable[..., list[float]]] = {
     **{name: partial(claa, **switches) for name, switches in CLAA_SWITCHES.items()},
     "fastkv": fastkv,
     "gemfilter": gemfilter,
