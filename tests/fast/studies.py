@@ -36,7 +36,8 @@ def studied(sees: Mapping[int, float], seed: int, source: str = "prose") -> tupl
         options={"window": WINDOW},
     )  # fmt: skip
     prompt = Prompt(prompt="made up", source=source, seed=seed, task="needle")
-    study = PromptStudy(about, {"window_mass": mass}, oracle, ())
+    # One tensor under each name, so that a test changes all of them.
+    study = PromptStudy(about, {"window_peak": mass, "window_mass": mass, "last_mass": mass}, oracle, ())
     return Sample(prompt, torch.zeros(TOKENS, dtype=torch.int64), (Needle("", needle),)), study
 
 
