@@ -77,11 +77,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    rankers = read(RANKERS)
+    rankers, threads = read(RANKERS), torch.get_num_threads()
     shape = Shape(0.2, (*rankers, default_ranker(args.layers)), args.device)
 
     def prompts(count: int, source: str) -> Studied:
+        torch.set_num_threads(1)  # small operations
         made = [made_up(args.layers, args.kv_heads, args.tokens, seed, source) for seed in range(count)]
+        torch.set_num_threads(threads)
         began.append((time.perf_counter(), time.process_time()))
         return group(made, _NoTokenizer(), shape)
 
@@ -105,7 +107,7 @@ def main() -> None:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     result = {
         "shape": {key: getattr(args, key) for key in ("layers", "kv_heads", "prompts", "held_out", "tokens", "device")},
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": threads},
         "folding_s": {"wall": round(folding[0], 1), "cpu": round(folding[1], 1)},
         "choosing_s": {"wall": round(wall, 1), "cpu": round(cpu, 1)},
         "chosen": chosen,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from tqdm import tqdm
 
@@ -19,6 +17,7 @@ from claa_sglang.offline.calibrate.schedule import SecondScores, estimated, kept
 from claa_sglang.offline.calibrate.search import Candidate, one_step, second_steps
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.calibrate.target import Target
+from claa_sglang.offline.calibrate.threads import one_thread
 from claa_sglang.ranking.spec import RankerSpec
 
 
@@ -41,7 +40,7 @@ def choose(
     seen: see `schedule.seen`. Raises CalibrationError if there is none.
     """
     target, price = question.target, question.price
-    with _one_thread():
+    with one_thread():
         one, two = _search(question, calibrated)
     asked: dict[object, Kept] = {}
 
@@ -52,7 +51,7 @@ def choose(
         return asked[candidate.key]
 
     names = "+".join(part.name for part in held_out)
-    with _one_thread():
+    with one_thread():
         for candidate in tqdm(one, unit="choice", desc="held-out text"):
             on_held_out(candidate)
     console.print(report.grid(f"chosen on {calibrated.name}", one, lambda candidate: candidate.kept, target))
@@ -85,15 +84,3 @@ def _search(question: Question, calibrated: Studied) -> tuple[list[Candidate], l
         for candidate in tqdm(one, unit="first step", desc="two steps"):
             two += second_steps(candidate, calibrated, target, rates, prune_layers, price)
     return one, two
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Thousands of operations of a millisecond each: on a CPU, threads cost more in waiting for each other than they
-    save, five times the whole on two cores that others use as well."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -51,7 +51,7 @@ def _generated(
 ) -> list[Prompt]:
     """Prompts in the forms asked for. Of both, the half that ends as a chat does is the larger one of an odd count."""
     begun = {"both": args.count // 2, "prefix": args.count, "chat": 0}[args.form]
-    found = []
+    found: list[Prompt] = []
     for prefix, count, seed in ((True, begun, args.seed), (False, args.count - begun, args.seed + begun)):
         found += generate(tokenizer, args.tasks, lengths, sources, count, seed, prefix)
     return found

@@ -34,7 +34,7 @@ def read(texts: Sequence[str]) -> tuple[RankerSpec, ...]:
     Raises CalibrationError for one whose layers cannot be scored apart: a search of layers would have to begin again
     for every set.
     """
-    found = {}
+    found: dict[RankerSpec, None] = {}
     for text in texts:
         spec = parse(text)
         if spec.name not in _FOLDED or spec.pool == "after":

@@ -13,6 +13,7 @@ from claa_sglang.offline.basics import MAX_ANSWER_TOKENS, WINDOW
 from claa_sglang.offline.calibrate.evidence import Evidence
 from claa_sglang.offline.calibrate.gather import gather
 from claa_sglang.offline.calibrate.target import CalibrationError
+from claa_sglang.offline.calibrate.threads import one_thread
 from claa_sglang.offline.samples import Sample, sample
 from claa_sglang.offline.study import PromptStudy, load_or_study, study
 from claa_sglang.ranking.spec import RankerSpec
@@ -72,11 +73,13 @@ def group(pairs: Sequence[tuple[Sample, PromptStudy]], tokenizer: Any, shape: Sh
     answers = [tokenizer.decode(seen.answer) for _, seen in pairs]
     needed = [one.used(answer) for (one, _), answer in zip(pairs, answers, strict=True)]
     samples, studies = zip(*pairs, strict=True)
+    with one_thread():
+        evidence = gather(studies, needed, [one.prompt.length for one in samples], *shape)
     return Studied(
         "+".join(sorted({one.prompt.source for one in samples})),
         samples,
         studies,
-        gather(studies, needed, [one.prompt.length for one in samples], *shape),
+        evidence,
         tuple(one.longest(answer) for one, answer in zip(samples, answers, strict=True)),
     )
 
