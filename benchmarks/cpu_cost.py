@@ -56,6 +56,8 @@ DENSE = {"custom_params": {"claa": {"enabled": False}}}
 COMMON = ("--chunked-prefill-size", "-1", "--sleep-on-idle")
 CLAA = (
     "--enable-claa",
+    "--claa-profile",
+    "none",
     "--claa-policy",
     "always",
     "--claa-prune-layer",

@@ -146,7 +146,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     where.add_argument(
         "--engine", metavar="MODEL", help="start an engine with this model; neither: count --answers, ask nothing"
     )
-    parser.add_argument("--profile", help="--claa-profile of the engine")
+    parser.add_argument("--profile", help="--claa-profile of the engine (default: none)")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="more options of the engine, as JSON")
     parser.add_argument("--rankers", nargs="+", default=[DEFAULT_RANKER], help="default: %(default)s")
     parser.add_argument("--given", nargs="+", default=[], metavar="NAME=FILE", help="rankings made elsewhere")

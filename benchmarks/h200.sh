@@ -128,7 +128,7 @@ prompts() {
     cat "$made"/*.jsonl | xz >"$PROMPTS"
 }
 
-# NAME FILE FLAGS ARGUMENTS...: servers with these flags, asked by eval_quality with these arguments, which takes minutes
+# NAME FILE FLAGS ARGUMENTS...: servers with these flags and without a profile unless they name one, asked by eval_quality with these arguments, which takes minutes
 # to count after SECONDS_FOR_QUALITY seconds of asking.
 served() {
     local name=$1 file=$2 flags=$3 ports port urls=()
@@ -139,8 +139,8 @@ held = [socket.create_server(('127.0.0.1', 0)) for _ in range($SERVERS)]
 print(*(one.getsockname()[1] for one in held))")
     for port in "${ports[@]}"; do
         # shellcheck disable=SC2086
-        setsid python3 -m sglang.launch_server --model-path "$MODEL" --port "$port" --enable-claa $flags \
-            --claa-policy always --claa-min-prompt-tokens 0 --max-total-tokens 600000 --mem-fraction-static 0.95 \
+        setsid python3 -m sglang.launch_server --model-path "$MODEL" --port "$port" --enable-claa \
+            --claa-profile none $flags --claa-policy always --claa-min-prompt-tokens 0 --max-total-tokens 600000 --mem-fraction-static 0.95 \
             --chunked-prefill-size 8192 --max-running-requests 256 --skip-server-warmup \
             --sleep-on-idle --log-level error >"$OUT/$name.${#urls[@]}.log" 2>&1 &
         running+=($!)

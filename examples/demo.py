@@ -31,7 +31,6 @@ from claa_sglang.tools.servers import Server, server
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
-PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 # Many CPUs have no bf16 arithmetic and emulate it, several times slower than fp32.
 CPU_FLAGS = ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "20000"]
 CPU_FLAGS += ["--dtype", "float32"]
@@ -112,7 +111,7 @@ def main() -> int:
         console.print(INTRO, highlight=False)
     progress = Progress(console)
     gpu = torch.cuda.is_available()
-    flags = [] if args.stock else ["--enable-claa", "--claa-policy", "always", "--claa-profile", str(args.profile)]
+    flags = [] if args.stock else ["--enable-claa", "--claa-policy", "always", "--claa-profile", args.profile]
     modes: Modes = {"dense": None} if args.stock else MODES
     try:
         env = {} if gpu else cpu_environment()
@@ -228,7 +227,7 @@ def _problems(runs: list[Run]) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, default=MODEL, help="as `make model` prepares it")
-    parser.add_argument("--profile", type=Path, default=PROFILE, help="the plugin's settings for this model")
+    parser.add_argument("--profile", default="auto", help="as --claa-profile (default: the one for this model)")
     parser.add_argument("--repeats", type=int, default=3, help="timed repeats; the median is shown (default: 3)")
     parser.add_argument("--stock", action="store_true", help="without the plugin: dense runs only")
     return parser.parse_args()

@@ -49,7 +49,9 @@ def window_peaks(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
             logits = scaling * (k64[: ranked + row + 1, kv_head] @ q64[row, head])
             weights = torch.exp(logits - logits.max())
             for position, weight in enumerate((weights / weights.sum())[:ranked].tolist()):
-                out[kv_head, position] = max(float(out[kv_head, position]), weight)
+                highest = float(out[kv_head, position])
+                # A maximum of Python passes over NaN: a query that failed must show.
+                out[kv_head, position] = weight if math.isnan(weight) or weight > highest else highest
     return out.float().to(q.device)
 
 

@@ -74,7 +74,7 @@ def window_mass(
     Three launches: partial log-sum-exp, grid (row tiles * splits, kv_heads, R); its merge, grid (rows / 16, kv_heads,
     R); mass, grid (tiles of keys, kv_heads, R). Products in the input dtype with fp32 sums (fp32 input: no TF32), the
     rest in fp32, no atomics. Never waits for the GPU. Allocates the result and at most 1028 bytes for each request,
-    query head and row of the window: no more for a longer prompt.
+    query head and query: no more for a longer prompt.
 
     Raises:
         ValueError: shapes, dtypes or strides that do not fit.

@@ -23,6 +23,7 @@ from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.conventions import REMEDY, Convention, UnsupportedModel, convention_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import LivePolicy
+from claa_sglang.patches.weights import say_profile
 from claa_sglang.start import startup_time
 
 
@@ -209,6 +210,8 @@ def _wrap(self: Any) -> None:
     with startup_time.counted("kernels"):
         warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
     LateStack(backend, layers, convention, boundaries, buffers).wrap()
+    with startup_time.counted("profile"):
+        say_profile(self)
 
 
 HOOKS = (

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from claa_sglang.config import profile_search
 from claa_sglang.tools import cpu_env, small_model
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_PROFILES = "/proc/no-profiles"  # is not there, and cannot be made
 NO_GPU = "no CUDA device"
 
 
@@ -27,7 +30,11 @@ HAS_GPU = has_gpu()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let SGLang be imported here and in child processes, whether or not cpu-env was evaluated before."""
+    """Let SGLang be imported here and in child processes, whether or not cpu-env was evaluated before.
+
+    No profile of this machine's user counts, and none can be left for them.
+    """
+    os.environ[profile_search.VARIABLE] = NO_PROFILES
     if not HAS_GPU:
         cpu_env.enter_cpu_environment()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,25 +17,50 @@ class Layer(NamedTuple):
     k: Tensor
 
 
+PAPER_QUERIES = 8  # of the window's, in the papers of CLAA and FastKV
+LOSS = 0.02  # per token, of what a token carries to those after it
+
+
 def claa(
-    layers: Sequence[Layer], scaling: float, *, zscore=True, heads="max", pool="before", kernel=7, queries: int
+    layers: Sequence[Layer],
+    scaling: float,
+    *,
+    zscore=True,
+    heads="max",
+    pool="before",
+    kernel=7,
+    queries: int,
+    peaks: bool,
+    loss: float,
 ) -> list[float]:
-    """queries: how many of the last ones look (W for CLAA, 1 for last-query)."""
+    """queries: how many of the last ones look. peaks: their largest weight, not their sum. loss: 0 carries nothing."""
     rows = []
     for layer in layers:
-        of_layer = [_mass(layer, scaling, head, queries) for head in range(layer.k.shape[1])]
+        of_layer = [_mass(layer, scaling, head, queries, peaks) for head in range(layer.k.shape[1])]
         if pool == "before":
             of_layer = [_average(row, kernel) for row in of_layer]
         if heads == "sum":
             of_layer = [[math.fsum(column) for column in zip(*of_layer, strict=True)]]
         rows += [_z(row) for row in of_layer] if zscore else of_layer
     best = [max(column) for column in zip(*rows, strict=True)]
-    return _average(best, kernel) if pool == "after" else best
+    best = _average(best, kernel) if pool == "after" else best
+    return carried(best, loss) if loss else best
+
+
+def carried(values: Sequence[float], loss: float) -> list[float]:
+    """Each token's ln(M / rank), or the most that one before it has left after `loss` a token."""
+    best_first = sorted(range(len(values)), key=lambda position: (-values[position], position))
+    result = [0.0] * len(values)
+    for place, position in enumerate(best_first):
+        result[position] = math.log(len(values) / (place + 1))
+    for position in range(1, len(values)):
+        result[position] = max(result[position], result[position - 1] - loss)
+    return result
 
 
 def fastkv(layers: Sequence[Layer], scaling: float, *, kernel: int = 7) -> list[float]:
     last = layers[-1]
-    rows = [_average(_mass(last, scaling, head, last.q.shape[0]), kernel) for head in range(last.k.shape[1])]
+    rows = [_average(_mass(last, scaling, head, PAPER_QUERIES), kernel) for head in range(last.k.shape[1])]
     return [math.fsum(column) for column in zip(*rows, strict=True)]
 
 
@@ -49,31 +75,43 @@ def gemfilter(layers: Sequence[Layer], scaling: float) -> list[float]:
     return _average(logits, 5)[: tokens - window]
 
 
-# name -> its oracle: (layers, scaling, window) to a ranking, with default switches. Uniform has none: it is a sample.
-ORACLES: dict[str, Callable[[Sequence[Layer], float, int], list[float]]] = {
-    "claa": lambda layers, scaling, window: claa(layers, scaling, queries=window),
-    "last-query": lambda layers, scaling, window: claa(layers, scaling, queries=1),
-    "fastkv": lambda layers, scaling, window: fastkv(layers, scaling),
-    "gemfilter": lambda layers, scaling, window: gemfilter(layers, scaling),
+# What a name, with no other switch, gives `claa`. A number of queries above the window means all of it.
+CLAA_SWITCHES: dict[str, dict[str, Any]] = {
+    "claa": {"queries": 10**6, "peaks": True, "loss": LOSS},
+    "claa:queries=sum": {"queries": PAPER_QUERIES, "peaks": False, "loss": LOSS},
+    "claa:carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0},
+    "claa:paper": {"queries": PAPER_QUERIES, "peaks": False, "loss": 0.0},
+    "last-query": {"queries": 1, "peaks": False, "loss": LOSS},
+    "last-query:carry=0": {"queries": 1, "peaks": False, "loss": 0.0},
+}
+# name -> its oracle: (layers, scaling) to a ranking, with more switches by name. Uniform has none: it is a sample.
+ORACLES: dict[str, Callable[..., list[float]]] = {
+    **{name: partial(claa, **switches) for name, switches in CLAA_SWITCHES.items()},
+    "fastkv": fastkv,
+    "gemfilter": gemfilter,
 }
 
 
-def _mass(layer: Layer, scaling: float, kv_head: int, queries: int) -> list[float]:
-    """Attention mass from the last `queries` queries to each token before the window, over one GQA group."""
+def _mass(layer: Layer, scaling: float, kv_head: int, queries: int, peaks: bool = False) -> list[float]:
+    """Attention that the last `queries` queries give each token before the window, over one GQA group.
+
+    Summed over queries and group, or with `peaks` the largest.
+    """
     q, k = layer.q.double(), layer.k.double()
     window, heads, _ = q.shape
     tokens, kv_heads, _ = k.shape
     group = heads // kv_heads
     mass = [0.0] * (tokens - window)
     for head in range(kv_head * group, (kv_head + 1) * group):
-        for row in range(window - queries, window):
+        for row in range(max(0, window - queries), window):
             visible = tokens - window + row + 1
             logits = [scaling * float(q[row, head] @ k[token, kv_head]) for token in range(visible)]
             largest = max(logits)
             weights = [math.exp(logit - largest) for logit in logits]
             total = math.fsum(weights)
             for token in range(tokens - window):
-                mass[token] += weights[token] / total
+                weight = weights[token] / total
+                mass[token] = max(mass[token], weight) if peaks else mass[token] + weight
     return mass
 
 

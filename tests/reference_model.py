@@ -9,6 +9,7 @@ after those before it, then greedy decoding of the reference gives the same answ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,8 @@ class Expected:
     Attributes:
         kept: per prune, the kept prompt positions, ascending.
         logprobs: fp32 `[answer tokens, vocabulary]`: row i is the distribution after the prompt and i answer tokens.
-        margin: smallest distance between the worst token kept for its rank and the best one dropped, in ranking units
-            (infinite where none was dropped). Near 0, other arithmetic may choose another token with equal right.
+        margin: smallest distance in score between two tokens next to each other in rank whose swap would keep others
+            (infinite where none does). Near 0, other arithmetic may choose another token with equal right.
     """
 
     kept: list[list[int]]
@@ -58,15 +59,18 @@ class ReferenceModel:
         prune_layer: int,
         score_layers: Sequence[int],
         later: Sequence[Later] = (),
-        window: int = 8,
+        window: int = 32,
         pool_kernel: int = 7,
+        loss: float = 0.02,
     ) -> None:
+        """window: tokens that rank the others. loss: what a token carries to those after it loses per token."""
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
         self.prunes = (Later(prune_layer, score_layers, 1.0), *later)
         self.window = window
         self.pool_kernel = pool_kernel
+        self.loss = loss
 
     def dense(self, prompt: Sequence[int], answer: Sequence[int]) -> Expected:
         """As `pruned`, with every token in every layer."""
@@ -122,10 +126,9 @@ class _PrunedRun:
         if ranked == 0:
             return
         weights = output[1][0].double()[:, ranked:visible, :ranked]  # what the window gives to the others
-        padded = torch.nn.functional.pad(weights.sum(1), (kernel // 2, kernel // 2))
-        pooled = padded.unfold(1, kernel, 1).mean(-1)
-        group = attention.num_key_value_groups
-        for head in pooled.view(-1, group, ranked).sum(1):
+        looks = weights.reshape(-1, attention.num_key_value_groups * self.reference.window, ranked)
+        padded = torch.nn.functional.pad(looks.amax(1), (kernel // 2, kernel // 2))
+        for head in padded.unfold(1, kernel, 1).mean(-1):
             deviation = head.std() if ranked > 1 else torch.tensor(torch.inf)
             self.rows.append((head - head.mean()) / (deviation + 1e-8))
 
@@ -148,12 +151,32 @@ class _PrunedRun:
         """Choose the prompt tokens that go on; returns the rows that do, of those there are now."""
         visible = self.visible
         ranked = len(visible) - self.reference.window
-        best = torch.stack(self.rows).amax(0).tolist() if ranked else []
+        scores = torch.stack(self.rows).amax(0).tolist() if ranked else []
         self.rows.clear()
-        order = sorted(range(ranked), key=lambda row: (-best[row], row))
-        take = count - self.reference.window
-        if 0 < take < ranked:
-            self.margin = min(self.margin, best[order[take - 1]] - best[order[take]])
-        rows = sorted(order[:take]) + list(range(ranked, len(visible)))
+        order = sorted(range(ranked), key=lambda row: (-scores[row], row))
+        others = max(0, count - self.reference.window - 1)
+        best = self._best(order, others)
+        if 0 < others < ranked - 1:
+            gaps = [(scores[order[i]] - scores[order[i + 1]], i) for i in range(ranked - 1)]
+            for gap, i in sorted(gaps):
+                swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
+                if gap >= self.margin or self._best(swapped, others) != best:
+                    self.margin = min(self.margin, gap)
+                    break
+        # The first token goes on whatever its rank, if there is room beside the window.
+        first = [0] if ranked and count > self.reference.window else []
+        rows = sorted(first + best) + list(range(ranked, len(visible)))
         self.kept.append([visible[row] for row in rows])
         return torch.tensor(rows + list(range(len(visible), len(visible) + self.generated)))
+
+    def _best(self, order: Sequence[int], others: int) -> list[int]:
+        """So many rows after the first one that are best once the strong have carried those after them.
+
+        order: all rows, best first.
+        """
+        carried = [0.0] * len(order)
+        for place, row in enumerate(order):
+            carried[row] = math.log(len(order) / (place + 1))
+        for row in range(1, len(order)):
+            carried[row] = max(carried[row], carried[row - 1] - self.reference.loss)
+        return sorted(sorted(range(1, len(order)), key=lambda row: (-carried[row], row))[:others])

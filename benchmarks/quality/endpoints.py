@@ -51,7 +51,8 @@ class EngineEndpoint:
     def __init__(self, model: str, options: Mapping[str, Any]):
         gpu = engine.enter_device()
         self.device = gpu or "CPU engine"
-        defaults = {"log_level": "error", "random_seed": 0, "claa_min_prompt_tokens": 0}
+        # No profile that happens to lie on this machine.
+        defaults = {"log_level": "error", "random_seed": 0, "claa_min_prompt_tokens": 0, "claa_profile": "none"}
         known = {**({} if gpu else CPU_OPTIONS), **defaults, **options}
         self._engine = engine.start({"model_path": model, "enable_claa": True, **known}).engine
 

@@ -51,7 +51,7 @@ def settings_of(settings: Sequence[Setting], answers: Iterable[Answer]) -> list[
 
 
 def rows_of(cells: Sequence[Cell], sources_too: bool) -> list[dict[str, Any]]:
-    """Cells without what is not there; an interval is [mean, low, high].
+    """Cells without what is not there, nor `turn` where it is the first; an interval is [mean, low, high].
 
     Without `sources_too`, cells of a single source are left out, and a single task's agreement and divergence.
     """
@@ -63,6 +63,8 @@ def rows_of(cells: Sequence[Cell], sources_too: bool) -> list[dict[str, Any]]:
         if cell.task != ALL and not sources_too and cell.to_dense is not None:
             for name in ("agreement", "first_token_kl", "first_token_n"):
                 row["to_dense"].pop(name, None)
+        if cell.turn == 1:
+            del row["turn"]
         rows.append(row)
     return rows
 

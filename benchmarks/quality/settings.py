@@ -63,7 +63,8 @@ def options(setting: Setting, key: str, tokens: int, window: int, rankings: Rank
     """`custom_params.claa` of a request for the prompt `key` of so many tokens.
 
     A ranking made elsewhere is sent as the positions to keep, `int(keep_rate * tokens)` of them as in the server: the
-    last `window`, which are always kept, and the best others. Raises RankingError if it ranks another prompt.
+    last `window` and the first one, which are always kept, and the best others. Raises RankingError if it ranks another
+    prompt.
     """
     if setting.dense:
         return {"enabled": False}
@@ -77,5 +78,7 @@ def options(setting: Setting, key: str, tokens: int, window: int, rankings: Rank
         reason = "is missing" if order is None else f"has positions beyond its {tokens} tokens"
         raise RankingError(f"ranking {setting.ranker!r}: prompt {key} {reason}; rank the same prompts with this model")
     first = tokens - window
-    best = [position for position in order if position < first][: int(setting.keep_rate * tokens) - window]
-    return {"keep": [*sorted(best), *range(first, tokens)]}
+    room = max(0, int(setting.keep_rate * tokens) - window)
+    always = [0] if room and first > 0 else []
+    best = [position for position in order if 0 < position < first][: max(0, room - 1)]
+    return {"keep": [*always, *sorted(best), *range(max(0, first), tokens)]}

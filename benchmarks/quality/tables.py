@@ -14,6 +14,8 @@ from benchmarks.quality.timing import Ttft
 from benchmarks.quality.verdicts import judged, verdict
 from claa_sglang.offline.interval import Interval
 
+SHORT = {"within 1 point": "ok", "interval has 0": "~", "worse": "WORSE"}
+
 
 def show(cells: Sequence[Cell], times: Sequence[Ttft], kept: Sequence[KeptSets]) -> None:
     """A table of accuracies per ranker, verdicts, what happened to the answers, and what else was measured."""
@@ -21,7 +23,8 @@ def show(cells: Sequence[Cell], times: Sequence[Ttft], kept: Sequence[KeptSets])
     rankers = list(dict.fromkeys(cell.ranker for cell in cells if cell.ranker != DENSE_NAME))
     for ranker in rankers:
         console.print(_accuracy(ranker, cells))
-    console.print(_verdicts(cells))
+    for ranker in rankers:
+        console.print(_verdicts(ranker, cells))
     if any(cell.turn > 1 for cell in cells):
         console.print(_turns(cells))
     if len(rankers) > 1:
@@ -49,13 +52,21 @@ def _accuracy(ranker: str, cells: Sequence[Cell]) -> Table:
     return table
 
 
-def _verdicts(cells: Sequence[Cell]) -> Table:
-    title = "is every task within 1 point of dense, or is 0 in the interval of its difference?"
-    table = Table("ranker", "keep", "tokens", "turn", "task", "n", "points", "verdict", title=title)
-    for cell in sorted(judged(cells), key=lambda c: (c.ranker, c.keep_rate, c.length, c.turn)):
-        where = cell.ranker, f"{cell.keep_rate:g}", _length(cell), str(cell.turn), cell.task, str(cell.n)
-        table.add_row(*where, _points(cell), verdict(cell))
+def _verdicts(ranker: str, cells: Sequence[Cell]) -> Table:
+    mine = [cell for cell in judged(cells) if cell.ranker == ranker]
+    rates = sorted({cell.keep_rate for cell in mine})
+    title = f"{ranker}: points to dense. ok: within 1 point, ~: 0 is in its interval, WORSE: neither"
+    table = Table("tokens", "turn", "task", "n", *(f"keep {rate:g}" for rate in rates), title=title)
+    found = {(c.length, c.turn, c.task, c.keep_rate): c for c in mine}
+    for length, turn, task, n in sorted({(c.length, c.turn, c.task, c.n) for c in mine}):
+        pruned = [found[length, turn, task, rate] for rate in rates]
+        table.add_row(str(length), str(turn), task, str(n), *(_verdict(one) for one in pruned))
     return table
+
+
+def _verdict(cell: Cell) -> str:
+    assert cell.to_dense is not None
+    return f"{100 * cell.to_dense.difference.mean:+.1f} {SHORT[verdict(cell)]}"
 
 
 def _turns(cells: Sequence[Cell]) -> Table:

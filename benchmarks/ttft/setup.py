@@ -103,7 +103,7 @@ def engine_options(
     for name, tokens in kv_tokens(demands, max(settings.keep_rates)).items():
         options[name] = {**common, "max_total_tokens": tokens}
         if name == "claa":
-            options[name] |= {"enable_claa": True, "claa_prune_layer": model.prune_layer}
+            options[name] |= {"enable_claa": True, "claa_profile": "none", "claa_prune_layer": model.prune_layer}
         if changed := {**overrides.get(name, {}), **more}:
             options[name]["json_model_override_args"] = json.dumps(changed)
     return options

@@ -51,7 +51,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
     policy: whether a prompt is pruned only where that is expected to be faster.
     ranker: as `spec.parse` reads it.
-    profile: the file the values came from, where one was given.
+    profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
     steps: Annotated[tuple[PruneStep, ...], Meta(min_length=1)]
@@ -62,6 +62,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     policy: PolicyName = "auto"
     ranker: str = "claa"
     profile: str | None = None
+    profile_origin: str = ""
 
     def __post_init__(self) -> None:
         if self.pool_kernel % 2 == 0:

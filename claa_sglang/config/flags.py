@@ -28,6 +28,7 @@ from claa_sglang.config.state_room import Room
 from claa_sglang.ranking import spec
 
 DEFAULT_KEEP_RATE = 0.2
+AUTO, NONE = "auto", "none"  # of --claa-profile; a file of such a name is written ./auto
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
 # One step of a schedule: layer:rate, or layer:rate:scored+scored.
 _STEP = re.compile(
@@ -61,8 +62,9 @@ HELP: dict[str, str] = {
         "prompt that can be (default auto)"
     ),
     "profile": (
-        "JSON file with these values, as a calibration writes it; an explicit flag wins over it. A server whose scored "
-        "layers or prune layer neither a profile nor a flag gives says so once, in a warning at its start"
+        "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
+        "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
+        "then among the shipped ones, and a start that finds none warns once; none is the paper's rule (default auto)"
     ),
 }
 
@@ -87,6 +89,7 @@ def resolve(
 ) -> ClaaConfig:
     """The configuration for a model of `num_layers` layers: explicit flags, then the profile, then defaults.
 
+    A profile counts where it is named by path: who looks for one (`profile_choice.py`) puts its path into the flags.
     served: the model, which a profile must have been made for; None where only its depth is known.
     room: what its KV rows can hold, which bounds the prune layers; None where that is not known.
 
@@ -96,7 +99,8 @@ def resolve(
     """
     if num_layers < 2:
         raise ConfigError(f"--enable-claa: {num_layers} layer has no late layers; run the model without CLAA")
-    profile = None if flags.profile is None else load_profile(flags.profile, num_layers, served)
+    path = profile_path(flags)
+    profile = None if path is None else load_profile(path, num_layers, served)
     common = _given(profile, ("window", "pool_kernel", "ranker", "min_prompt_tokens"))
     for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
         if (value := getattr(flags, name)) is not None:
@@ -116,7 +120,7 @@ def resolve(
         origins.append(
             f"values not given as flags come from --claa-profile {flags.profile}: correct it, or leave it out"
         )
-    raw = {"steps": steps, "num_layers": num_layers, "profile": flags.profile, **common}
+    raw = {"steps": steps, "num_layers": num_layers, "profile": path, **common}
     try:
         config = msgspec.convert(raw, ClaaConfig)
         if flags.keep_rate is not None:
@@ -126,6 +130,11 @@ def resolve(
     if room is not None:
         room.check(config, _origin_of_layers(flags, profile))
     return config
+
+
+def profile_path(flags: ClaaFlags) -> str | None:
+    """The profile that the flags name by path; None for auto, none and nothing."""
+    return None if flags.profile in (None, AUTO, NONE) else flags.profile
 
 
 def _origin_of_layers(flags: ClaaFlags, profile: Profile | None) -> str:

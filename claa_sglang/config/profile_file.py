@@ -35,21 +35,31 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     provenance: dict[str, str] = {}
 
 
-def load_profile(path: str, num_layers: int, served: ProfileModel | None = None) -> Profile:
-    """Read and validate a profile file for a model (see `resolve`). Raises ConfigError naming the file and remedy."""
+class UnreadableProfile(ConfigError):
+    """A file that is no profile. reason, remedy: the parts of its text, for those who did not ask for this file."""
+
+    def __init__(self, path: str, reason: str, remedy: str) -> None:
+        super().__init__(f"--claa-profile {path}: {reason}. {remedy}")
+        self.reason = reason
+
+
+def read_profile(path: str) -> Profile:
+    """Read a profile file, for whichever model. Raises UnreadableProfile naming the file and remedy."""
     try:
         text = _read_file(path)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"--claa-profile {path}: cannot be read: {short(error)}. Give the path of a readable profile file"
-        ) from error
+        remedy = "Give the path of a readable profile file"
+        raise UnreadableProfile(path, f"cannot be read: {short(error)}", remedy) from error
     try:
-        profile = msgspec.json.decode(text, type=Profile)
+        return msgspec.json.decode(text, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(
-            f"--claa-profile {path}: not a profile: {short(error)}. Write it again (a calibration does), or give "
-            "the values as flags without --claa-profile"
-        ) from error
+        remedy = "Write it again (a calibration does), or give the values as flags without --claa-profile"
+        raise UnreadableProfile(path, f"not a profile: {short(error)}", remedy) from error
+
+
+def load_profile(path: str, num_layers: int, served: ProfileModel | None = None) -> Profile:
+    """Read and validate a profile file for a model (see `resolve`). Raises ConfigError naming the file and remedy."""
+    profile = read_profile(path)
     if profile.model.num_layers != num_layers:
         raise ConfigError(
             f"--claa-profile {path}: made for a model of {profile.model.num_layers} layers"

@@ -1,8 +1,8 @@
 """Which model a profile was made for: the architecture, field by field, so that a refusal can say what differs.
 
 Host-side only: no torch, no SGLang. SGLang and transformers read the same config.json, so both sides describe a model
-from the same dictionary. Weights are not looked at: a server checks its configuration before it loads any. Another
-fine-tune of the same architecture is therefore accepted, and the profile's provenance names the weights it was made on.
+from the same dictionary. Weights are not looked at here: a server checks its configuration before it loads any. Another
+fine-tune of the same architecture is accepted; `profile_weights.py` tells it from the one that was measured.
 """
 
 from __future__ import annotations
@@ -70,3 +70,8 @@ def difference(made_for: ProfileModel, served: ProfileModel) -> str:
         if stated is not UNSET and stated != found:
             differences.append(f"{stated:,} {what}, this model has {'none' if found is UNSET else f'{found:,}'}")
     return "; ".join(differences)
+
+
+def is_whole(model: ProfileModel) -> bool:
+    """Whether a profile states every field that is compared, so that no difference means the same architecture."""
+    return bool(model.architecture) and all(getattr(model, field) is not UNSET for field in _SIZES)

@@ -14,7 +14,7 @@ from typing import Any
 from claa_sglang.config.config import ConfigError
 from claa_sglang.patches import hooks
 from claa_sglang.start import startup_time, versions
-from claa_sglang.start.server_config import config_of, flags_of, is_server_process
+from claa_sglang.start.server_config import choice_of, is_server_process
 from claa_sglang.start.stopping import stop
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,13 @@ def activate(server_args: Any) -> None:
 
 
 def _activate(server_args: Any) -> None:
-    from claa_sglang.config.layer_warning import layer_warning
-
     in_server = is_server_process(server_args)
     problems: list[str] = []
-    window, warning = 0, None
+    window = 0
+    warnings: tuple[str, ...] = ()
     try:
-        window = config_of(server_args).window
-        if in_server:
-            warning = layer_warning(flags_of(server_args), config_of(server_args), server_args.model_path)
+        choice = choice_of(server_args)
+        window, warnings = choice.config.window, choice.warnings
     except ConfigError as error:
         problems.append(str(error))
     if in_server:
@@ -69,9 +67,10 @@ def _activate(server_args: Any) -> None:
     except Exception as error:  # noqa: BLE001
         stop(server_args, f"the hooks could not be checked: {type(error).__name__}: {error} ({versions.both()})")
     # SGLang resolves a record more than once; its operator is told once.
-    if warning and not getattr(server_args, "_claa_warned", False):
+    if in_server and not getattr(server_args, "_claa_warned", False):
         server_args._claa_warned = True
-        logger.warning(warning)
+        for warning in warnings:
+            logger.warning(warning)
 
 
 def refused(server_args: Any, window: int) -> list[str]:

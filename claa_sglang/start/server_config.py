@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-from sglang.srt.arg_groups.overrides import model_config_of
+from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
 from claa_sglang.config.config import ClaaConfig
-from claa_sglang.config.flags import HELP, ClaaFlags, resolve, written
+from claa_sglang.config.flags import HELP, ClaaFlags, written
+from claa_sglang.config.profile_choice import Choice, Model, choose
 from claa_sglang.config.profile_model import describe
 from claa_sglang.config.state_room import Room
 
@@ -22,18 +24,32 @@ def flags_of(server_args: Any) -> ClaaFlags:
 
 
 def config_of(server_args: Any) -> ClaaConfig:
-    """The configuration of this server, from its resolved arguments and its model's configuration.
+    """The configuration of this server; see `choice_of`."""
+    return choice_of(server_args).config
+
+
+def choice_of(server_args: Any) -> Choice:
+    """Configuration and profile of this server, from its resolved arguments and its model's configuration.
 
     Made once, in the process that runs the server, and kept on the record: child processes get it with the record,
-    so a profile file that changes meanwhile cannot make two of them disagree. Raises ConfigError.
+    so profile files that change meanwhile cannot make two of them disagree. Raises ConfigError.
     """
-    config = getattr(server_args, "_claa_config", None)
-    if config is None:
-        model = model_config_of(server_args)
-        served = describe(model.hf_config.to_dict(), model.num_hidden_layers)
-        config = resolve(flags_of(server_args), model.num_hidden_layers, served, _room(server_args, model))
-        server_args._claa_config = config
-    return config
+    choice = getattr(server_args, "_claa_choice", None)
+    if choice is None:
+        choice = choose(flags_of(server_args), _model(server_args))
+        server_args._claa_choice = choice
+    return choice
+
+
+def _model(server_args: Any) -> Model:
+    model, path = model_config_of(server_args), str(server_args.model_path)
+    chunk = resolved_view(server_args).chunked_prefill_size or 0
+    return Model(
+        path=path,
+        made=describe(model.hf_config.to_dict(), model.num_hidden_layers, Path(path).name),
+        room=_room(server_args, model),
+        max_window=chunk if chunk > 0 else None,
+    )
 
 
 def _room(server_args: Any, model: Any) -> Room | None:

@@ -24,6 +24,7 @@ MIN_PROMPT = 64
 KEEP_RATE = 0.3
 FLAGS = (
     "--enable-claa",
+    *("--claa-profile", "none"),
     *("--claa-policy", "always"),
     *("--claa-keep-rate", str(KEEP_RATE)),
     *("--claa-prune-layer", "19"),

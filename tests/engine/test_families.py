@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny_models
+from claa_sglang.config import profile_search
+from tests import profiles, tiny_models
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, check, check_idle
 from tests.engine_server import Server, server
 from tests.reference_model import Later, ReferenceModel
@@ -69,7 +70,9 @@ class Family:
 
 
 @pytest.fixture(scope="module", params=tiny_models.FAMILIES)
-def family(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Family]:
+def family(
+    request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Family]:
     name = request.param
     if name == "llama":
         yield Family(name, request.getfixturevalue("llama_server"), request.getfixturevalue("llama_reference"))
@@ -81,7 +84,10 @@ def family(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) ->
         for layer in reference.model.model.layers:
             layer.mlp.act_fn = torch.nn.GELU()
     flags = ("--enable-claa", "--claa-policy", "always", *settings.flags, "--claa-min-prompt-tokens", "0", *TINY_FLAGS)
-    with server(path, *flags, "--chunked-prefill-size", str(CHUNK), env=STRICT | ONE_THREAD) as running:
+    # A profile without values: what SGLang made of the weights must be known again.
+    found = {profile_search.VARIABLE: str(profiles.write(tmp_path_factory.mktemp(name) / "p.json", path).parent)}
+    with server(path, *flags, "--chunked-prefill-size", str(CHUNK), env=STRICT | ONE_THREAD | found) as running:
+        assert running.log().count("(auto: calibrated for this user): measured on these weights") == 1
         yield Family(name, running, reference)
 
 

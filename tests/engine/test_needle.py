@@ -1,4 +1,5 @@
-"""A real model finds a needle in ordinary prose after most of the prompt was dropped, with the profile shipped for it.
+"""A real model finds a needle in ordinary prose after most of the prompt was dropped, with the profile that the server
+finds for it.
 
 What dense finds, pruned must find: a failure of the model is no failure of the prune.
 """
@@ -18,12 +19,10 @@ from claa_sglang.tasks.generate import generate
 from claa_sglang.tasks.record import save
 from tests import haystack
 from tests.answers import ONE_THREAD
-from tests.conftest import ROOT
 from tests.engine_server import Server, server
 
 pytestmark = pytest.mark.engine
 
-PROFILE = ROOT / "claa_sglang" / "profiles" / "smollm2-135m-instruct.json"
 MODEL = "smollm2"
 KEEP_RATE = 0.3
 SENTENCES = 103  # about 1,500 tokens with the question
@@ -36,7 +35,7 @@ TWO_NEEDLES = (101, 104)
 
 @pytest.fixture(scope="module")
 def served(small_model_path: Path) -> Iterator[Server]:
-    flags = ("--enable-claa", "--claa-policy", "always", "--claa-profile", str(PROFILE), "--served-model-name", MODEL)
+    flags = ("--enable-claa", "--claa-policy", "always", "--served-model-name", MODEL)
     flags += ("--claa-min-prompt-tokens", "512", "--enable-cache-report")
     with server(small_model_path, *flags, env=ONE_THREAD) as running:
         yield running

@@ -74,7 +74,8 @@ def stock(small_model_path: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def plugin(stock: dict[str, Any], small_model_path: Path) -> Iterator[Server]:
-    with server(small_model_path, "--enable-claa", "--claa-min-prompt-tokens", "64", env=STRICT) as running:
+    flags = ("--enable-claa", "--claa-profile", "none", "--claa-min-prompt-tokens", "64")
+    with server(small_model_path, *flags, env=STRICT) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""Cache invariance with a real model and real prose: SmolLM2 in float32, with the profile shipped for it."""
+"""Cache invariance with a real model and real prose: SmolLM2 in float32, with the profile that its server finds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reference_model import Expected, ReferenceModel
 
 pytestmark = pytest.mark.engine
 
-PROFILE = Path(__file__).parents[2] / "claa_sglang/profiles/smollm2-135m-instruct.json"
+PROFILE = Path(__file__).resolve().parents[2] / "claa_sglang/profiles/smollm2-135m-instruct.json"
 TEXT = Path(__file__).parents[1] / "prose.txt"
 QUESTIONS = ("\n\nIn one sentence, this text is about", "\n\nThe first person in the text that has a name is")
 
@@ -43,8 +43,6 @@ def served(small_model_path: Path) -> Iterator[Server]:
         "--enable-claa",
         "--claa-policy",
         "always",
-        "--claa-profile",
-        str(PROFILE),
         "--claa-min-prompt-tokens",
         "64",
         "--sleep-on-idle",
@@ -64,6 +62,14 @@ def check_target(reference: ReferenceModel, asked: Ask, answer: Answer) -> None:
         assert asked.keep is not None
         _known[key] = reference.pruned(asked.prompt, answer.tokens, asked.keep)
     check(answer, _known[key], tolerance=1e-3)
+
+
+def test_it_found_its_profile_and_these_are_the_weights_of_it(served: Server) -> None:
+    config = served.get("/server_info").json()["claa"]["config"]
+    assert config["profile"] == str(PROFILE) and config["profile_origin"] == "auto: shipped with claa-sglang"
+    log = served.log()
+    assert log.count(f"profile {PROFILE} (auto: shipped with claa-sglang): measured on these weights") == 1
+    assert "other weights" not in log and "answers can suffer" not in log
 
 
 def test_cold_warm_and_another_question(served: Server, reference: ReferenceModel, prompts: list[list[int]]) -> None:

@@ -54,15 +54,12 @@ from sglang.test.kits.regex_constrained_kit import RegexConstrainedMixin
 
 from benchmarks.tiny_model import build_with_tokenizer
 from benchmarks.traffic import leaks
-from claa_sglang.tools import small_model
 from tests.answers import ONE_THREAD, STRICT
-from tests.conftest import ROOT
 from tests.engine_server import Server, server
 
 pytestmark = pytest.mark.engine
 
 STOCK = os.environ.get("CLAA_KITS") == "stock"
-PROFILE = ROOT / "claa_sglang" / "profiles" / f"{small_model.NAME}.json"
 # Where nobody reads the answers: also the kits' shortest prompts, of five tokens, are pruned.
 CLAA = (
     () if STOCK else ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "0", "--claa-window", "2")
@@ -83,8 +80,6 @@ def real(small_model_path: Path) -> Iterator[Server]:
             "--enable-claa",
             "--claa-policy",
             "always",
-            "--claa-profile",
-            str(PROFILE),
             "--claa-keep-rate",
             "0.4",
             "--claa-pool-kernel",

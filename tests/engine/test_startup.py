@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 
 import claa_sglang
+from claa_sglang.config import profile_search
 from claa_sglang.patches import hooks
 from claa_sglang.patches.arguments import ARGUMENT_HOOKS
 from claa_sglang.tools import servers
 from claa_sglang.tools.cpu_env import cpu_environment
+from tests import profiles, tiny_models
 from tests.engine_server import second_plugin, server, start_failure
 
 pytestmark = pytest.mark.engine
@@ -189,9 +191,17 @@ def serve(model: Path) -> Iterator[Callable[..., servers.Server]]:
         yield start
 
 
-def test_sglang_serve(serve: Callable[..., servers.Server]) -> None:
+def test_sglang_serve_with_the_profile_of_another_fine_tune(
+    serve: Callable[..., servers.Server], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = profiles.write(tmp_path / "found" / "p.json", model, tiny_models.build("llama", tmp_path, seed=1))
+    monkeypatch.setenv(profile_search.VARIABLE, str(found.parent))
     running = serve("--enable-claa", "--claa-keep-rate", "0.3", NO_TOKENIZER)
     info = running.get("/server_info").json()
+    config, log = info["claa"]["config"], running.log()
+    assert (config["profile"], config["profile_origin"]) == (str(found), "auto: calibrated for this user")
+    assert log.count(f"profile {found} (auto: calibrated for this user) was measured on other weights") == 1
+    assert f"claa-sglang calibrate --model {model} --out" in log.partition("was measured on other weights")[2]
     assert info["enable_claa"] is True
     assert info["claa"]["config"]["steps"][0]["keep_rate"] == 0.3 and info["claa"]["hooks"]
 

@@ -26,6 +26,7 @@ from claa_sglang.memory.census import Owned, SlotCensus
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
+from tests.naive_rankers import ORACLES, Layer
 
 LAYERS, WINDOW, POOL_KERNEL, SCALING = 6, 4, 3, 0.7
 TEXTS, WIDTH, STRIDE, SLOTS = 6, 64, 24, 4000
@@ -321,12 +322,13 @@ def _kept_positions(world: World, text: int, prompt: int, counts: tuple[int, ...
     for step, count in zip(world.config.steps, counts, strict=True):
         if count < len(visible):
             window = visible[-WINDOW:]
-            scores = []
+            layers = []
             for layer in step.score_layers:
                 q = torch.stack([world.queries[layer, text, p] for p in window])
                 k = torch.stack([world.keys[layer, text, p] for p in visible])
-                scores.append(naive.window_scores(q, k, scaling=SCALING, pool_kernel=POOL_KERNEL))
-            chosen = naive.select(naive.rank(scores), len(visible), count, WINDOW).tolist()
+                layers.append(Layer(q, k))
+            ranking = torch.tensor(ORACLES["claa"](layers, SCALING, kernel=POOL_KERNEL))
+            chosen = naive.select(ranking, len(visible), count, WINDOW).tolist()
             visible = [visible[i] for i in chosen]
         kept.append(visible)
     return kept

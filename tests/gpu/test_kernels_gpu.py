@@ -14,15 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.forward.scorers import Scored, SeveralScorers, make_scorer
 from claa_sglang.kernels import fold, rows, scoring, window_attention
 from claa_sglang.kernels.layout import Row
 from claa_sglang.memory.boundary import BoundaryStore
-from claa_sglang.ranking import selection
+from claa_sglang.ranking import rankers, selection
+from claa_sglang.ranking.carry import carry
+from claa_sglang.ranking.spec import parse
+from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.state import RequestState
 from tests.paged import Batch, Shape, make_batch
 
 pytestmark = pytest.mark.gpu
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+STEP = PruneStep(prune_layer=3, keep_rate=0.25, score_layers=(1, 2, 3))
+CONFIG = ClaaConfig(steps=(STEP,), num_layers=8, window=32)
 OF_QUERIES = [Row.FIRST_ROW, Row.TABLE_ROW, Row.TOKENS]
 SHAPES = [
     Shape((9, 40, 1500), 8, 4, 2, 16, FP32),
@@ -41,28 +49,44 @@ SHAPES = [
 ]
 
 
-def mass_of(batch: Batch, shape: Shape) -> Tensor:
+# The window that the server has unless told otherwise; of the third, most of the prompt is window.
+SERVED = [
+    Shape((9000, 33, 700), 32, 32, 8, 128, BF16),
+    Shape((4097, 1000), 32, 9, 3, 64, FP16),
+    Shape((1500,), 1024, 4, 2, 64, BF16),
+    Shape((2000, 40), 32, 8, 1, 128, FP32),
+    Shape((131072,), 32, 32, 8, 128, BF16),
+]
+OF_RANKER = {"claa": (None, True), "paper": (8, False), "last": (1, False)}  # queries, peaks
+
+
+def mass_of(batch: Batch, shape: Shape, queries: int | None = None, peaks: bool = False) -> Tensor:
     return window_attention.window_mass(
         *batch[:4],
         window=shape.window,
         scaling=shape.dim**-0.5,
         max_tokens=batch.max_tokens,
         positions=batch.positions,
+        queries=queries,
+        peaks=peaks,
     )
 
 
-def reference_mass(batch: Batch, shape: Shape) -> list[Tensor]:
+def reference_mass(batch: Batch, shape: Shape, queries: int | None = None, peaks: bool = False) -> list[Tensor]:
     """fp64 `[kv_heads, N-W]` per request, a KV head at a time."""
     window, group, out = shape.window, shape.heads // shape.kv_heads, []
-    future = torch.ones(window, window, dtype=torch.bool, device=batch.q.device).triu(1)
+    queries = queries or window
+    future = torch.ones(queries, queries, dtype=torch.bool, device=batch.q.device).triu(1)
     for first_row, table_row, tokens in batch.requests[OF_QUERIES].T.tolist():
         slots = batch.table[table_row, :tokens].long()
         heads = []
         for kv_head in range(shape.kv_heads):
-            q = batch.q[first_row : first_row + window, kv_head * group : (kv_head + 1) * group].double()
+            of_head = slice(kv_head * group, (kv_head + 1) * group)
+            q = batch.q[first_row + window - queries : first_row + window, of_head].double()
             logits = q.transpose(0, 1) @ batch.key_buffer[slots, kv_head].double().T * shape.dim**-0.5
-            logits[..., tokens - window :].masked_fill_(future, -torch.inf)
-            heads.append(logits.softmax(-1).sum((0, 1))[: tokens - window])
+            logits[..., tokens - queries :].masked_fill_(future, -torch.inf)
+            weights = logits.softmax(-1)[..., : tokens - window]
+            heads.append(weights.amax((0, 1)) if peaks else weights.sum((0, 1)))
         out.append(torch.stack(heads))
     return out
 
@@ -90,13 +114,26 @@ def fold_of(mass: Tensor, batch: Batch, shape: Shape, ranking: Tensor, pool: int
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_mass_and_ranking_equal_fp64(shape: Shape) -> None:
+    check(shape)
+
+
+@pytest.mark.parametrize("shape", SERVED, ids=str)
+@pytest.mark.parametrize("ranker", OF_RANKER)
+def test_what_a_ranker_reads_equals_fp64(ranker: str, shape: Shape) -> None:
+    check(shape, *OF_RANKER[ranker])
+
+
+def check(shape: Shape, queries: int | None = None, peaks: bool = False) -> None:
     batch = make_batch(shape, device="cuda", spread=1.5)
-    mass = mass_of(batch, shape)
+    if queries:  # those before them may be anything
+        for first_row in batch.requests[Row.FIRST_ROW].tolist():
+            batch.q[first_row : first_row + shape.window - queries] = torch.nan
+    mass = mass_of(batch, shape, queries, peaks)
     ranks = torch.full((batch.positions,), torch.inf, device="cuda")
     fold_of(mass, batch, shape, ranks)
-    assert torch.equal(mass, mass_of(batch, shape))  # the same bits every time
+    assert torch.equal(mass, mass_of(batch, shape, queries, peaks))  # the same bits every time
     start = 0
-    for want in reference_mass(batch, shape):
+    for want in reference_mass(batch, shape, queries, peaks):
         length = want.shape[1]
         got = mass[shape.kv_heads * start : shape.kv_heads * (start + length)].view_as(want)
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-9)
@@ -105,21 +142,24 @@ def test_mass_and_ranking_equal_fp64(shape: Shape) -> None:
         start += length
 
 
-def test_a_batch_gives_each_request_the_bits_it_gets_alone() -> None:
-    shape = Shape((20000, 300, 5000), 8, 32, 8, 128, BF16)
+@pytest.mark.parametrize("window", [8, 32])
+@pytest.mark.parametrize("ranker", OF_RANKER)
+def test_a_batch_gives_each_request_the_bits_it_gets_alone(ranker: str, window: int) -> None:
+    shape, how = Shape((20000, 300, 5000), window, 32, 8, 128, BF16), OF_RANKER[ranker]
     batch = make_batch(shape, device="cuda")
-    mass, ranks = mass_of(batch, shape), torch.empty(batch.positions, device="cuda")
+    mass, ranks = mass_of(batch, shape, *how), torch.empty(batch.positions, device="cuda")
     fold_of(mass, batch, shape, ranks)
     start = 0
     for i, tokens in enumerate(shape.tokens):
+        ranked = tokens - window
         requests = batch.requests[:, i : i + 1].clone()
         requests[Row.BEFORE] = 0
-        alone = batch._replace(requests=requests, max_tokens=tokens, positions=tokens - 8)
-        own_mass, own = mass_of(alone, shape), torch.empty(tokens - 8, device="cuda")
+        alone = batch._replace(requests=requests, max_tokens=tokens, positions=ranked)
+        own_mass, own = mass_of(alone, shape, *how), torch.empty(ranked, device="cuda")
         fold_of(own_mass, alone, shape, own)
-        assert torch.equal(own_mass, mass[8 * start : 8 * (start + tokens - 8)])
-        assert torch.equal(own, ranks[start : start + tokens - 8])
-        start += tokens - 8
+        assert torch.equal(own_mass, mass[8 * start : 8 * (start + ranked)])
+        assert torch.equal(own, ranks[start : start + ranked])
+        start += ranked
 
 
 def test_a_broken_key_spoils_its_own_head_and_the_rest_decides() -> None:
@@ -135,6 +175,71 @@ def test_a_broken_key_spoils_its_own_head_and_the_rest_decides() -> None:
     want = reference_ranking(sound[:3992].view(1, -1).double(), 7)
     torch.testing.assert_close(ranks[:3992].double(), want, rtol=1e-3, atol=1e-3)
     assert ranks.isfinite().all()
+
+
+@pytest.mark.parametrize("peaks", [False, True], ids=["sum", "max"])
+def test_a_broken_query_spoils_its_own_head(peaks: bool) -> None:
+    shape = Shape((4000, 900), 32, 8, 2, 64, BF16)
+    ranked = 4000 - 32
+    batch = make_batch(shape, device="cuda")
+    sound = mass_of(batch, shape, peaks=peaks)
+    batch.q[batch.requests[Row.FIRST_ROW, 0] + 3, 6, 5] = torch.nan  # first request, KV head 1
+    got = mass_of(batch, shape, peaks=peaks)
+    assert bool(got[ranked : 2 * ranked].isnan().all())
+    assert torch.equal(got[:ranked], sound[:ranked]) and torch.equal(got[2 * ranked :], sound[2 * ranked :])
+
+
+@pytest.mark.parametrize("positions", [1, 2, 1000, 131072])
+@pytest.mark.parametrize("loss", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "broken"])
+def test_what_is_carried_and_kept_is_what_the_cpu_says(positions: int, loss: float, kind: str) -> None:
+    ranking = torch.rand(positions, generator=torch.Generator().manual_seed(positions))
+    if kind == "ties":
+        ranking = (4 * ranking).floor()
+    if kind == "broken":
+        ranking[::3], ranking[1::5] = torch.nan, -torch.inf
+    ours, cpu = carry(ranking.cuda(), loss), carry(ranking, loss)
+    assert torch.equal(ours.cpu(), cpu)
+    for kept in (32, 33, 32 + positions // 5):
+        assert torch.equal(
+            selection.select(ours, positions + 32, kept, 32).cpu(), selection.select(cpu, positions + 32, kept, 32)
+        )
+
+
+def test_the_scorer_of_a_batch_with_several_rankers_is_torch() -> None:
+    """Requests next to each other have the same prompt and ranker, but that the second carries."""
+    names = ["claa:carry=0", "claa", "claa:paper", "claa:queries=sum,carry=0.05", "last-query:carry=0", "last-query"]
+    names += ["claa:carry=0,kernel=13", "claa:kernel=13", "fastkv", "uniform", "claa:heads=sum"]
+    shape = Shape((3000,) * 8 + (900, 500, 2000), 32, 8, 2, 64, BF16)
+    batch = make_batch(shape, device="cuda", spread=1.5)
+    first_rows, table_rows, _ = batch.requests[OF_QUERIES].tolist()
+    for rows_of in (first_rows, table_rows):
+        rows_of[1:8:2] = rows_of[:8:2]
+    requests = [
+        Scored(i, RequestState.pruned_request(RequestOptions(ranker=name), CONFIG, n), first, row, n)
+        for i, (name, n, first, row) in enumerate(zip(names, shape.tokens, first_rows, table_rows, strict=True))
+    ]
+    scorer = make_scorer(requests, batch.table, CONFIG)
+    assert isinstance(scorer, SeveralScorers)
+    # The same slots and query rows, with other numbers in them.
+    layers = [make_batch(shape, device="cuda", spread=1.5, seed=seed) for seed in range(3)]
+    own: list[list[Tensor]] = [[] for _ in names]
+    made = [rankers.make(parse(name), pool_kernel=CONFIG.pool_kernel) for name in names]
+    for layer in layers:
+        scorer.score(layer.q, layer.key_buffer, 0.125)
+        for ranker, request, scores in zip(made, requests, own, strict=True):
+            q = layer.q[request.first_row : request.first_row + 32]
+            k = layer.key_buffer[batch.table[request.table_row, : request.tokens].long()]
+            scores.append(ranker.score_layer(q, k, scaling=0.125))
+    for i, (name, ranker, scores) in enumerate(zip(names, made, own, strict=True)):
+        assert requests[i].state.progress.error is None
+        got = scorer.ranking(i)
+        if i < 8 and i % 2:  # in the kernels, and carries
+            assert torch.equal(got, carry(scorer.ranking(i - 1), ranker.carry)), name
+        elif i < 8:
+            torch.testing.assert_close(got, ranker.rank(scores), rtol=1e-3, atol=1e-3, msg=name)
+        else:
+            assert torch.equal(got, ranker.rank(scores)), name
 
 
 @pytest.mark.parametrize("positions", [1, 1023, 1025, 131072, 1 << 20])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from claa_sglang.offline.calibrate.ranker_list import RANKERS, read
@@ -14,7 +15,7 @@ KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="directory or name of the model to calibrate")
-    parser.add_argument("--out", type=Path, required=True, help="profile to write, for --claa-profile")
+    parser.add_argument("--out", type=Path, required=True, help="profile to write; servers of this user find a copy")
     text = parser.add_argument_group("prompts", "Generated, or yours: JSONL as in claa_sglang/tasks/record.py.")
     text.add_argument("--prompts", type=Path, help="file of prompts to choose on; needs --held-out")
     text.add_argument("--held-out", type=Path, help="file of prompts of other sources of text, to confirm the choice")
@@ -105,7 +106,13 @@ def run(args: argparse.Namespace) -> int:
     except (CaptureError, RecordError) as error:
         raise CalibrationError(str(error)) from error
     profile.write(made, args.out)
-    print(f"{args.out}: written; serve it with --enable-claa --claa-profile {args.out}")
+    try:
+        copy = profile.keep(made)
+    except OSError as error:
+        print(f"claa-sglang calibrate: no copy for servers of this user: {error}", file=sys.stderr)
+        copy = None
+    found = f", with a copy at {copy}, where a server of this model finds it with --enable-claa alone" if copy else ""
+    print(f"{args.out}: written{found}; elsewhere serve it with --enable-claa --claa-profile {args.out}")
     return 0
 
 

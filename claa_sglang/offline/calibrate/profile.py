@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from claa_sglang.config import profile_search, profile_weights
 from claa_sglang.config.profile_file import Profile, ProfileStep
 from claa_sglang.config.profile_model import describe
 from claa_sglang.offline.calibrate.criteria import LowerBound, Measured
@@ -22,6 +24,7 @@ from claa_sglang.offline.calibrate.ranker_list import POOL_KERNEL
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.calibrate.target import Target
 from claa_sglang.offline.records import fingerprint
+from claa_sglang.tools.gguf_model import slug
 
 
 def make(
@@ -59,6 +62,7 @@ def make(
             "made by": f"claa-sglang calibrate {version('claa-sglang')}",
             "date": datetime.now(UTC).date().isoformat(),
             "weights": f"{model.dtype} on {model.device.type}, sha256 of samples {fingerprint(model)}",
+            **weights(model),
             "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
             "target": f"oracle mass {target.mass:g} of what the oracle keeps at {target.reference_rate:g}, "
             f"answer tokens in needles {target.recall:g}, whole answers {target.whole:g}",
@@ -96,6 +100,26 @@ def contents(studied: Studied) -> str:
     tokens, seeds = sorted(studied.evidence.tokens), sorted({p.seed for p in prompts})
     forms = f"{chats} without the beginning of the answer"
     return f"{studied.name}: {tasks}, {forms}, {tokens[0]} to {tokens[-1]} tokens, seeds {seeds[0]} to {seeds[-1]}"
+
+
+def weights(model: Any) -> dict[str, str]:
+    """What a server compares its weights with, as an entry of provenance; empty for a model it cannot compare."""
+    samples = profile_weights.of_checkpoint(model)
+    return {profile_weights.KEY: profile_weights.written(samples)} if samples else {}
+
+
+def keep(profile: Profile) -> Path | None:
+    """Write a copy where a server looks for profiles, named after the model and its weights; returns its path.
+
+    The same model calibrated again replaces its copy. None where the user has no folder. Raises OSError.
+    """
+    if (folder := profile_search.user_folder()) is None:
+        return None
+    known = profile.provenance.get(profile_weights.KEY) or profile.provenance.get("weights", "")
+    made_for = msgspec.json.encode(profile.model) + known.encode()
+    path = folder / f"{slug(profile.model.name)}-{hashlib.sha256(made_for).hexdigest()[:8]}.json"
+    write(profile, path)
+    return path
 
 
 def write(profile: Profile, path: Path) -> None:

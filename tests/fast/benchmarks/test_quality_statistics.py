@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.quality import statistics, verdicts
+from benchmarks.quality import statistics, tables, verdicts
 from benchmarks.quality.answers import Answer
 from benchmarks.quality.settings import DENSE, Setting
 from claa_sglang.tasks.record import Prompt
@@ -96,3 +96,6 @@ def test_verdicts(capsys: Any) -> None:
     assert (held.ranker, held.length, held.within, held.interval, list(held.worse)) == ("x", 9, 1, 1, ["c"])
     mean, low, high = held.worse["c"]
     assert mean == -33.3 and low < mean < high < 0
+    tables.show(found, [], [])
+    shown = capsys.readouterr().out
+    assert all(f" {row} " in shown for row in ("+0.0 ok", "-3.3 ~", "-33.3 WORSE"))

@@ -48,7 +48,7 @@ def test_turns_go_on_with_what_was_said(
         assert re.search(
             re.escape(begin) + r"is [78]" + re.escape(f"{end}user\nand 0?{end}{begin}") + "it is [78]<", one
         )
-    found = {(c["turn"], c["task"], c["ranker"]): c for c in result(tmp_path)["cells"]}
+    found = {(c.get("turn", 1), c["task"], c["ranker"]): c for c in result(tmp_path)["cells"]}
     assert {at for at in found if at[1] == "a"} == {(n, "a", r) for n in (1, 2, 3) for r in ("dense", "claa")}
     assert all(cell["n"] == 4 for cell in found.values())
     tokens = [found[turn, "a", "claa"]["tokens"]["prompt"] for turn in (1, 2, 3)]

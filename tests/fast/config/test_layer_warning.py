@@ -12,6 +12,7 @@ import pytest
 from claa_sglang import cli
 from claa_sglang.config.flags import ClaaFlags, resolve
 from claa_sglang.config.layer_warning import layer_warning
+from claa_sglang.config.profile_file import load_profile
 
 LAYERS = 30
 RANK, DROP = "layers {} rank the prompt tokens", "tokens are dropped after layer {}"
@@ -20,7 +21,8 @@ BOTH = f"{RANK.format('11,12,13,14')} and {DROP.format(14)} (of 30 layers) by de
 
 def warned(model: str = "org/Small-1B", **flags: Any) -> str | None:
     given = ClaaFlags(**flags)
-    return layer_warning(given, resolve(given, LAYERS), model)
+    profile = load_profile(given.profile, LAYERS) if given.profile else None
+    return layer_warning(given, resolve(given, LAYERS), profile, model)
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ CASES = [(COMMON, c) for c in SHARED] + [(Shape((300,), 64, 7, 1, 256, BF16), c)
 CASES += [(Shape((300,), 8, 9, 3, 64, FP16), 90), (Shape((300,), 8, 16, 1, 96, BF16), 80)]
 CASES += [(Shape((300,), 4, 4, 2, 192, FP16), 90), (Shape((300,), 1, 4, 2, 16, FP32), 90)]
 CASES += [(Shape((300,), 8, 8, 1, 128, FP32), 100)]
+# The window that the server has unless told otherwise.
+WINDOW = Shape((300,), 32, 8, 2, 128, BF16)
+RANKERS = {"claa": (32, True), "paper": (8, False), "last": (1, False)}  # queries, peaks
 Launch = tuple[JITFunction, tuple, dict]
 
 
@@ -96,6 +99,23 @@ def test_window_attention(shape: Shape, capability: int, launches: list[Launch],
     assert len(launches) == 3
     # The merge is the same for every shape.
     check(launches if shape is COMMON else [launches[0], launches[2]], capability, tmp_path)
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("ranker", RANKERS)
+def test_window_attention_of_every_ranker(ranker: str, capability: int, launches: list[Launch], tmp_path: Any) -> None:
+    batch, (queries, peaks) = make_batch(WINDOW), RANKERS[ranker]
+    window_attention.window_mass(
+        *batch[:4],
+        window=32,
+        scaling=0.1,
+        max_tokens=batch.max_tokens,
+        positions=batch.positions,
+        queries=queries,
+        peaks=peaks,
+    )
+    assert len(launches) == 3
+    check(launches, capability, tmp_path)
 
 
 @CAPABILITIES

@@ -1,4 +1,4 @@
-"""Window scores: answers by hand, the plain-loop reference on awkward shapes, memory and refusals."""
+"""Window scores and peaks: answers by hand, the plain-loop reference on awkward shapes, memory and refusals."""
 
 from __future__ import annotations
 
@@ -66,6 +66,36 @@ def test_query_heads_read_their_own_kv_head(module) -> None:
 
 
 @BOTH
+def test_peaks_of_uniform_attention_by_hand(module) -> None:
+    # The two rows see 5 and 6 keys: the largest weight is 1/5, however many heads and rows give it.
+    got = module.window_peaks(torch.zeros(2, 4, 8), torch.randn(6, 2, 8), scaling=1.0)
+    torch.testing.assert_close(got, torch.full((2, 4), 1 / 5))
+
+
+@BOTH
+def test_one_look_of_one_head_is_a_peak(module) -> None:
+    # Of 16 queries and 2 heads a KV head, one looks at position 2; KV head 1 sees nothing of it.
+    q, k = torch.zeros(16, 4, 2), torch.zeros(40, 2, 2)
+    q[3, 1, 0], k[2, 0, 0] = 1.0, 50.0
+    got = module.window_peaks(q, k, scaling=1.0)
+    flat = torch.full((24,), 1 / 25)  # what the window's first row gives to each of the 25 keys it sees
+    torch.testing.assert_close(got[1], flat)
+    flat[2] = 1.0
+    torch.testing.assert_close(got[0], flat)
+
+
+@BOTH
+def test_a_broken_query_spoils_its_own_kv_head_alone(module) -> None:
+    q, k = _inputs(CASES[2])
+    for function in (module.window_peaks, lambda *a, **kw: module.window_scores(*a, **kw, pool_kernel=1)):
+        broken = q.clone()
+        broken[4, 5, 2] = torch.nan  # query heads 3 to 5 read KV head 1
+        got, sound = function(broken, k, scaling=0.25), function(q, k, scaling=0.25)
+        assert got[1].isnan().all()
+        assert torch.equal(got[[0, 2]], sound[[0, 2]]) and sound.isfinite().all()
+
+
+@BOTH
 def test_the_scaling_is_applied(module) -> None:
     q, k = torch.ones(1, 1, 1), torch.tensor([0.0, 1.0, 0.0]).reshape(3, 1, 1)
     got = module.window_scores(q, k, scaling=0.5, pool_kernel=1)
@@ -82,6 +112,15 @@ def test_fast_equals_naive(case: Case, dtype: torch.dtype) -> None:
     assert got.shape == (case.kv_heads, case.tokens - case.window)
     expected = naive.window_scores(q, k, scaling=case.dim**-0.5, pool_kernel=case.pool)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=1e-7)
+
+
+@SHAPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_fast_peaks_equal_naive(case: Case, dtype: torch.dtype) -> None:
+    q, k = _inputs(case, dtype)
+    got = scoring.window_peaks(q, k, scaling=case.dim**-0.5)
+    assert got.dtype == torch.float32 and got.shape == (case.kv_heads, case.tokens - case.window)
+    torch.testing.assert_close(got, naive.window_peaks(q, k, scaling=case.dim**-0.5), rtol=2e-5, atol=1e-7)
 
 
 def test_small_probabilities_do_not_tie_in_half_precision() -> None:
@@ -114,8 +153,10 @@ def test_scoring_by_groups_of_heads_changes_nothing(budget: int, monkeypatch: py
     case = CASES[5]
     q, k = _inputs(case)
     whole = scoring.window_scores(q, k, scaling=0.125, pool_kernel=7)
+    peaks = scoring.window_peaks(q, k, scaling=0.125)
     monkeypatch.setattr(scoring, "_TEMPORARY_BYTES", budget)
     torch.testing.assert_close(scoring.window_scores(q, k, scaling=0.125, pool_kernel=7), whole)
+    torch.testing.assert_close(scoring.window_peaks(q, k, scaling=0.125), peaks)
 
 
 class _LargestTensor(TorchDispatchMode):
@@ -148,17 +189,23 @@ def test_temporaries_of_a_long_prompt_stay_within_a_group_of_heads(monkeypatch: 
     assert 0 < seen.largest <= 4 * case.tokens * case.dim
 
 
+@pytest.mark.parametrize("name", ["window_scores", "window_peaks"])
 @pytest.mark.parametrize(
-    ("q_shape", "k_shape", "pool"),
+    ("q_shape", "k_shape"),
     [
-        ((8, 4, 8), (8, 2, 8), 7),  # N == W
-        ((8, 4, 8), (7, 2, 8), 7),
-        ((8, 5, 8), (20, 2, 8), 7),
-        ((8, 4, 8), (20, 2, 16), 7),
-        ((8, 4, 8), (20, 2, 8), 4),
-        ((8, 4, 8), (20, 2, 8), 0),
+        ((8, 4, 8), (8, 2, 8)),  # N == W
+        ((8, 4, 8), (7, 2, 8)),
+        ((8, 5, 8), (20, 2, 8)),
+        ((8, 4, 8), (20, 2, 16)),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(q_shape: tuple, k_shape: tuple, pool: int) -> None:
-    with pytest.raises(ValueError, match="window_scores: q"):
-        scoring.window_scores(torch.zeros(q_shape), torch.zeros(k_shape), scaling=1.0, pool_kernel=pool)
+def test_shapes_that_do_not_fit_are_refused(name: str, q_shape: tuple, k_shape: tuple) -> None:
+    more = {"pool_kernel": 7} if name == "window_scores" else {}
+    with pytest.raises(ValueError, match=f"{name}: q .*more keys than queries"):
+        getattr(scoring, name)(torch.zeros(q_shape), torch.zeros(k_shape), scaling=1.0, **more)
+
+
+@pytest.mark.parametrize("pool", [4, 0, -1])
+def test_a_pool_that_is_not_odd_is_refused(pool: int) -> None:
+    with pytest.raises(ValueError, match=f"window_scores: pool_kernel {pool} must be odd"):
+        scoring.window_scores(torch.zeros(8, 4, 8), torch.zeros(20, 2, 8), scaling=1.0, pool_kernel=pool)

@@ -1,4 +1,4 @@
-"""Attention mass in Triton against plain loops, in Triton's interpreter (how, and that it leaves no trace:
+"""Attention mass and peaks in Triton against plain loops, in Triton's interpreter (how, and that it leaves no trace:
 tests/interpreter.py and test_triton_interpreter.py). On a real GPU: tests/gpu/test_kernels_gpu.py."""
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ SHAPES = [
     Shape((140,), 130, 2, 2, 16, FP32),  # most of the prompt is window: whole tiles of keys are in a row's future
     Shape((70,), 8, 4, 2, 128, FP32),
 ]
+# Fewer queries than the window has, which all see the window's tokens before them: those are in the softmax alone.
+LAST_QUERIES = [
+    (Shape((60,), 32, 4, 2, 16, FP32), 8),
+    (Shape((33, 150, 40), 32, 9, 3, 64, BF16), 1),
+    (Shape((140,), 130, 6, 2, 16, FP16), 5),  # whole tiles of keys between the ranked ones and the queries
+    (Shape((90,), 40, 4, 1, 128, BF16), 31),  # 124 query rows: two tiles
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,8 @@ def kernel() -> Any:
     return interpreter.load("window_attention")
 
 
-def run(kernel: Any, batch: Batch, shape: Shape, scaling: float | None = None) -> Tensor:
+def run(kernel: Any, batch: Batch, shape: Shape, scaling: float | None = None, **of: Any) -> Tensor:
+    """of: `queries` and `peaks`."""
     return kernel.window_mass(
         batch.q,
         batch.key_buffer,
@@ -43,12 +51,13 @@ def run(kernel: Any, batch: Batch, shape: Shape, scaling: float | None = None) -
         scaling=shape.dim**-0.5 if scaling is None else scaling,
         max_tokens=batch.max_tokens,
         positions=batch.positions,
+        **of,
     )
 
 
-def expected(batch: Batch, shape: Shape, scaling: float | None = None) -> Tensor:
+def expected(batch: Batch, shape: Shape, scaling: float | None = None, **of: Any) -> Tensor:
     scaling = shape.dim**-0.5 if scaling is None else scaling
-    return naive.window_mass(*batch[:4], window=shape.window, scaling=scaling)
+    return naive.window_mass(*batch[:4], window=shape.window, scaling=scaling, **of)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -57,6 +66,26 @@ def test_mass_equals_naive(kernel: Any, shape: Shape) -> None:
     got = run(kernel, batch, shape)
     assert got.dtype == torch.float32 and got.shape == (shape.kv_heads * batch.positions,)
     torch.testing.assert_close(got, expected(batch, shape), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s.dim != 256], ids=str)
+def test_peaks_equal_naive(kernel: Any, shape: Shape) -> None:
+    batch = make_batch(shape)
+    got = run(kernel, batch, shape, peaks=True)
+    assert got.dtype == torch.float32 and got.shape == (shape.kv_heads * batch.positions,)
+    torch.testing.assert_close(got, expected(batch, shape, peaks=True), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("shape", "queries"), LAST_QUERIES, ids=str)
+@pytest.mark.parametrize("peaks", [False, True], ids=["sum", "max"])
+def test_the_last_queries_alone_equal_naive(kernel: Any, shape: Shape, queries: int, peaks: bool) -> None:
+    batch = make_batch(shape)
+    # The queries before them may be anything.
+    for first_row in batch.requests[0].tolist():
+        batch.q[first_row : first_row + shape.window - queries] = torch.nan
+    got = run(kernel, batch, shape, queries=queries, peaks=peaks)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got, expected(batch, shape, queries=queries, peaks=peaks), rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 4])
@@ -72,6 +101,9 @@ def test_uniform_attention_by_hand(kernel: Any) -> None:
     shape = Shape((6,), 2, 4, 2, 16, FP32)
     batch = make_batch(shape, spread=0.0)
     torch.testing.assert_close(run(kernel, batch, shape), torch.full((8,), 2 * (1 / 5 + 1 / 6)))
+    torch.testing.assert_close(run(kernel, batch, shape, queries=1), torch.full((8,), 2 / 6))
+    torch.testing.assert_close(run(kernel, batch, shape, peaks=True), torch.full((8,), 1 / 5))
+    torch.testing.assert_close(run(kernel, batch, shape, queries=1, peaks=True), torch.full((8,), 1 / 6))
 
 
 def test_small_probabilities_do_not_tie(kernel: Any) -> None:
@@ -113,6 +145,17 @@ def test_a_broken_key_spoils_its_own_head_alone(kernel: Any) -> None:
     assert torch.equal(got[:32], sound[:32]) and torch.equal(got[64:], sound[64:])
 
 
+@pytest.mark.parametrize("peaks", [False, True], ids=["sum", "max"])
+def test_a_broken_query_spoils_its_own_head_alone(kernel: Any, peaks: bool) -> None:
+    shape = Shape((40, 30), 8, 4, 2, 16, FP32)
+    batch = make_batch(shape)
+    sound = run(kernel, batch, shape, peaks=peaks)
+    batch.q[batch.requests[0, 0] + 5, 3, 0] = torch.nan  # first request, a query head of KV head 1
+    got = run(kernel, batch, shape, peaks=peaks)
+    assert bool(got[32:64].isnan().all())
+    assert torch.equal(got[:32], sound[:32]) and torch.equal(got[64:], sound[64:])
+
+
 class _Allocated(TorchDispatchMode):
     """Bytes of all tensors made by factory functions."""
 
@@ -125,12 +168,19 @@ class _Allocated(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[4]], ids=str)
-def test_the_workspace_is_what_is_promised(kernel: Any, shape: Shape) -> None:
+@pytest.mark.parametrize(("shape", "queries"), [(SHAPES[2], 8), (SHAPES[4], 8), LAST_QUERIES[0]], ids=str)
+def test_the_workspace_is_what_is_promised(kernel: Any, shape: Shape, queries: int) -> None:
     batch = make_batch(shape)
     with _Allocated() as seen:
-        result = run(kernel, batch, shape)
-    assert 0 < seen.total - 4 * result.numel() <= 1028 * len(shape.tokens) * shape.heads * shape.window
+        result = run(kernel, batch, shape, queries=queries)
+    assert 0 < seen.total - 4 * result.numel() <= 1028 * len(shape.tokens) * shape.heads * queries
+
+
+@pytest.mark.parametrize("queries", [0, -1, 9])
+def test_queries_outside_the_window_are_refused(kernel: Any, queries: int) -> None:
+    shape = Shape((40,), 8, 4, 2, 16, FP32)
+    with pytest.raises(ValueError, match=f"window_mass: queries {queries} must be 1 to 8"):
+        run(kernel, make_batch(shape), shape, queries=queries)
 
 
 @pytest.mark.parametrize(

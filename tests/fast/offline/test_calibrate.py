@@ -36,7 +36,7 @@ from claa_sglang.offline.calibrate.search import Candidate, frontier, one_step, 
 from claa_sglang.offline.calibrate.studied import Shape, Studied, by_source, group
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
 from claa_sglang.policy.cost import Constants
-from tests.fast.studies import LAYERS, RANKED, TOKENS, WINDOW, NoTokenizer, prompts
+from tests.fast.studies import LAYERS, RANKED, TOKENS, WINDOW, NoTokenizer, prompts, studied
 
 # 16 prompts, all of them whole, are at least 0.83 of all at 95 %, and 0.75 at the 99 % that five tries leave.
 TARGET = Target(mass=0.9, recall=0.95, whole=0.7, reference_rate=0.2)
@@ -104,6 +104,31 @@ def test_mass_that_hides_a_lost_needle_is_not_enough() -> None:
     assert promising(loose, ranked[0])
     with pytest.raises(CalibrationError, match="misses: recall"):
         promising(strict, ranked[1])
+
+
+def test_a_ranker_that_carries_is_chosen_where_only_the_beginning_of_an_answer_is_seen() -> None:
+    """20 tokens to copy, of which attention is on two; at 0.2 there is room for 33 beside the window."""
+    pairs = [studied({6: 1.0}, seed, long=20, seen=2) for seed in range(16)]
+    evidence = group(pairs, NoTokenizer(), SHAPE).evidence
+    by_paper = list(one_step(evidence, TARGET, RATES, PRUNES, PRICE, [PAPER]))
+    with pytest.raises(CalibrationError, match="misses: .*recall .*whole answers 0.0"):
+        promising(by_paper, TARGET)
+    both = list(one_step(evidence, TARGET, RATES, PRUNES, PRICE, [PAPER, DEFAULT]))
+    best = promising(both, TARGET)[0]
+    step = PruneStep(prune_layer=6, keep_rate=0.2, score_layers=(6,))
+    assert (best.ranker, best.steps) == (DEFAULT, (step,)) and best.kept.whole.mean() == 1
+    assert str(best) == "0.2 after layer 6, scored {6}, by claa"
+    shares = [(one.steps[0].prune_layer, one.steps[0].keep_rate, one.share) for one in both]
+    assert shares == [(one.steps[0].prune_layer, one.steps[0].keep_rate, one.share) for one in by_paper]
+
+
+def test_rankers_that_differ_in_their_carry_alone_are_compared() -> None:
+    """A loss of 5 a token carries nothing over 20 of them; the search is made with the first one listed."""
+    pairs = [studied({6: 1.0}, seed, long=20, seen=2) for seed in range(16)]
+    short, far = read(["claa:carry=5", "claa:carry=0.03"])
+    evidence = group(pairs, NoTokenizer(), Shape(0.2, (short, far))).evidence
+    found = [one.ranker for one in one_step(evidence, TARGET, [0.2], range(6, 7), PRICE, [short, far])]
+    assert found == [far]
 
 
 def test_a_second_step_saves_what_the_layers_between_need_not_see() -> None:
@@ -211,6 +236,22 @@ def test_if_no_choice_carries_over_nothing_is_chosen() -> None:
     front = promising(chosen(make({4: 1.0, 7: 1.0})), TARGET)
     with pytest.raises(CalibrationError, match="rejected: none of 1 choices made on prose carries over.*--count"):
         require_one(judged(front[:1], make({}, 16, "repeated")), "prose")
+
+
+def test_a_choice_must_hold_at_every_length() -> None:
+    """Layer 7 sees the answer in the long prompts, and in two of six short ones."""
+    candidate = promising(chosen(make({7: 1.0})), TARGET)[0]
+    pairs = [*prompts({7: 1.0}, 60, "repeated"), *prompts({7: 0.5}, 6, "repeated")]
+    labelled = [
+        (one._replace(prompt=msgspec.structs.replace(one.prompt, length=4096 if i < 60 else 1024)), study)
+        for i, (one, study) in enumerate(pairs)
+    ]
+    (verdict,) = judged([candidate], group(labelled, NoTokenizer(), SHAPE))
+    found = verdict.measured["repeated"]
+    assert found.whole.low > TARGET.whole and found.recall.low < TARGET.recall
+    assert set(verdict.misses) == {"repeated"} and "whole 0.333 at 1024 tokens" in verdict.misses["repeated"]
+    assert "at 4096 tokens" not in verdict.misses["repeated"]
+    assert f"at 1024 tokens {found.lengths[1024].mass:.3f}" in profile.text(found)
 
 
 def test_held_out_text_is_asked_a_limited_number_of_times_at_a_stricter_level() -> None:

@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.config.profile_choice import Choice
 from claa_sglang.patches import attached, memory
 
 REQUESTS, COLUMNS = 7, 1000
@@ -36,7 +37,7 @@ class Allocated(TorchDispatchMode):
 
 def configurator(steps: int, **more: Any) -> Any:
     config = ClaaConfig(steps=STEPS[:steps], num_layers=8)
-    return SimpleNamespace(server_args=SimpleNamespace(_claa_config=config), **more)
+    return SimpleNamespace(server_args=SimpleNamespace(_claa_choice=Choice(config, None, ())), **more)
 
 
 def stock_build(_self: Any, *, max_num_reqs: int) -> ReqToTokenPool:

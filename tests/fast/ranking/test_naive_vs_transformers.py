@@ -92,6 +92,16 @@ def test_scores_are_the_models_own_attention(module, tokens: int, model, monkeyp
         torch.testing.assert_close(got, expected, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", LONGER_THAN_WINDOW, ids="N{}".format)
+@pytest.mark.parametrize("module", [naive, scoring], ids=["naive", "fast"])
+def test_peaks_are_the_models_own_attention(module, tokens: int, model, monkeypatch) -> None:
+    seen = _run(model, tokens, monkeypatch)
+    for q, k, attention in zip(seen.q, seen.k, seen.attentions, strict=True):
+        got = module.window_peaks(q[-WINDOW:], k, scaling=seen.scaling)
+        weights = attention[:, -WINDOW:, :-WINDOW].reshape(KV_HEADS, -1, tokens - WINDOW)
+        torch.testing.assert_close(got, torch.from_numpy(weights.max(axis=1)).float(), rtol=2e-4, atol=1e-6)
+
+
 def test_the_model_is_a_fair_judge(model, monkeypatch) -> None:
     """Its attention has peaks and its KV heads disagree; otherwise the comparison would prove little."""
     seen = _run(model, 1025, monkeypatch)
@@ -123,7 +133,9 @@ def test_selection_holds_the_window_and_the_best(tokens: int, rate: float, model
         return
     expected = _ranking_from_attention(seen.attentions)
     torch.testing.assert_close(ranks, torch.from_numpy(expected).float(), rtol=1e-3, atol=1e-3)
-    chosen = [position for position in positions if position < tokens - WINDOW]
-    left = np.delete(expected, chosen)
+    assert (positions[0] == 0) == (kept > WINDOW)
+    # The first token is kept whatever its rank.
+    chosen = [position for position in positions if 0 < position < tokens - WINDOW]
+    left = np.delete(expected, [0, *chosen])
     # Rounding may swap neighbours at the edge of the budget, nothing more.
     assert not chosen or not left.size or expected[chosen].min() >= left.max() - 1e-3

@@ -100,11 +100,22 @@ def test_select_equals_naive_and_keeps_its_promises(values: list[float], window:
     assert len(positions) == kept
     assert positions == sorted(set(positions)) and positions[-1] == tokens - 1 and positions[0] >= 0
     assert set(range(tokens - window, tokens)) <= set(positions)
-    # Nothing left out outranks anything chosen; of equals, the earlier is chosen.
+    # The first token is kept whatever its rank, if there is room beside the window.
+    assert (positions[0] == 0) == (kept > window or not values)
+    # Of the others, nothing left out outranks anything chosen; of equals, the earlier is chosen.
     key = [(-math.inf if math.isnan(value) else value, -position) for position, value in enumerate(values)]
-    chosen = [key[position] for position in positions if position < len(values)]
-    left = [key[position] for position in range(len(values)) if position not in set(positions)]
+    chosen = [key[position] for position in positions if 0 < position < len(values)]
+    left = [key[position] for position in range(1, len(values)) if position not in set(positions)]
     assert not chosen or not left or min(chosen) > max(left)
+
+
+@BOTH
+def test_the_first_token_is_one_of_the_kept(module) -> None:
+    ranks = torch.tensor([-math.inf, 3.0, 1.0, 2.0])
+    assert module.select(ranks, 6, 2, 2).tolist() == [4, 5]  # the window alone
+    assert module.select(ranks, 6, 3, 2).tolist() == [0, 4, 5]
+    assert module.select(ranks, 6, 4, 2).tolist() == [0, 1, 4, 5]
+    assert module.select(ranks, 6, 5, 2).tolist() == [0, 1, 3, 4, 5]
 
 
 @BOTH

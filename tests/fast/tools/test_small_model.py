@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from claa_sglang.tools import small_model
+from claa_sglang.tools import gguf_model, small_model
 
 
 def make_complete(directory: Path) -> None:
@@ -37,13 +37,13 @@ def test_a_directory_of_an_older_conversion_is_not_prepared(tmp_path: Path):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def broken(gguf: Path, out: Path) -> None:
+    def broken(gguf: Path, out: Path, source: dict) -> None:
         out.mkdir()
         (out / "config.json").write_text("{}")
         raise small_model.SmallModelError("half way")
 
     monkeypatch.setattr(small_model, "_download", lambda temp: temp / "x.gguf")
-    monkeypatch.setattr(small_model, "_convert", broken)
+    monkeypatch.setattr(gguf_model, "convert", broken)
     with pytest.raises(small_model.SmallModelError, match="half way"):
         small_model.prepare(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -52,15 +52,16 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_broken_directory_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "stale").write_text("")
+    (tmp_path / "model" / "source.json").write_text("{}")
     monkeypatch.setattr(small_model, "_download", lambda temp: temp / "x.gguf")
-    monkeypatch.setattr(small_model, "_convert", lambda gguf, out: make_complete(out))
+    monkeypatch.setattr(gguf_model, "convert", lambda gguf, out, source: make_complete(out))
     small_model.prepare(tmp_path / "model")
     assert small_model.is_prepared(tmp_path / "model") and not (tmp_path / "model" / "stale").exists()
 
 
 def test_an_unwritable_place_is_an_error_with_a_remedy(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(small_model.SmallModelError, match="cannot write"):
+    with pytest.raises(gguf_model.GgufError, match="cannot write"):
         small_model.prepare(tmp_path / "file" / "model")
 
 
