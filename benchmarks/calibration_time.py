@@ -3,7 +3,7 @@
     python -m benchmarks.calibration_time --out FILE [--layers 24 --kv-heads 2 --prompts 90 --held-out 90]
 
 A made-up study has attention that is noise but for the answer, which some layers see. So there is something to find,
-and what is found says nothing about a model. Reported: seconds of wall and of the process's CPU, and pairs judged.
+and what is found says nothing about a model. Reported: seconds of wall and of the process's CPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -106,6 +108,8 @@ def main() -> None:
         chosen = f"nothing: {error}"
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     result = {
+        "command": f"python -m benchmarks.calibration_time {' '.join(sys.argv[1:])}",
+        "versions": {package: version(package) for package in ("claa-sglang", "torch", "numpy")},
         "shape": {key: getattr(args, key) for key in ("layers", "kv_heads", "prompts", "held_out", "tokens", "device")},
         "machine": {"processor": platform.processor() or platform.machine(), "threads": threads},
         "folding_s": {"wall": round(folding[0], 1), "cpu": round(folding[1], 1)},

@@ -109,15 +109,16 @@ def test_mass_that_hides_a_lost_needle_is_not_enough() -> None:
 def test_a_ranker_that_carries_is_chosen_where_only_the_beginning_of_an_answer_is_seen() -> None:
     """20 tokens to copy, of which attention is on two; at 0.2 there is room for 33 beside the window."""
     pairs = [studied({6: 1.0}, seed, long=20, seen=2) for seed in range(16)]
-    evidence = group(pairs, NoTokenizer(), SHAPE).evidence
+    carries = read(["claa:carry=0.1"])[0]  # of 200 tokens; the default's loss is made for thousands
+    evidence = group(pairs, NoTokenizer(), Shape(0.2, (PAPER, carries))).evidence
     by_paper = list(one_step(evidence, TARGET, RATES, PRUNES, PRICE, [PAPER]))
     with pytest.raises(CalibrationError, match="misses: .*recall .*whole answers 0.0"):
         promising(by_paper, TARGET)
-    both = list(one_step(evidence, TARGET, RATES, PRUNES, PRICE, [PAPER, DEFAULT]))
+    both = list(one_step(evidence, TARGET, RATES, PRUNES, PRICE, [PAPER, carries]))
     best = promising(both, TARGET)[0]
     step = PruneStep(prune_layer=6, keep_rate=0.2, score_layers=(6,))
-    assert (best.ranker, best.steps) == (DEFAULT, (step,)) and best.kept.whole.mean() == 1
-    assert str(best) == "0.2 after layer 6, scored {6}, by claa"
+    assert (best.ranker, best.steps) == (carries, (step,)) and best.kept.whole.mean() == 1
+    assert str(best) == "0.2 after layer 6, scored {6}, by claa:carry=0.1"
     shares = [(one.steps[0].prune_layer, one.steps[0].keep_rate, one.share) for one in both]
     assert shares == [(one.steps[0].prune_layer, one.steps[0].keep_rate, one.share) for one in by_paper]
 
@@ -125,7 +126,7 @@ def test_a_ranker_that_carries_is_chosen_where_only_the_beginning_of_an_answer_i
 def test_rankers_that_differ_in_their_carry_alone_are_compared() -> None:
     """A loss of 5 a token carries nothing over 20 of them; the search is made with the first one listed."""
     pairs = [studied({6: 1.0}, seed, long=20, seen=2) for seed in range(16)]
-    short, far = read(["claa:carry=5", "claa:carry=0.03"])
+    short, far = read(["claa:carry=5", "claa:carry=0.1"])
     evidence = group(pairs, NoTokenizer(), Shape(0.2, (short, far))).evidence
     found = [one.ranker for one in one_step(evidence, TARGET, [0.2], range(6, 7), PRICE, [short, far])]
     assert found == [far]
