@@ -9,7 +9,7 @@ mkdir -p "$OUT"
 MODEL=${MODEL:-.cache/models/smollm2-135m-instruct} # `make model`
 SERVERS=${SERVERS:-3}                               # one small model does not fill a GPU
 PROFILE=claa_sglang/profiles/smollm2-135m-instruct.json
-STEPS=18:0.7:17+18,21:0.3:21 # what `calibrate --steps 2 --pool-kernel 13` chose: docs/notes/calibration.md
+STEPS=18:0.7:17+18,21:0.3:21 # what `calibrate --steps 2` chose with kernel 13: docs/notes/calibration.md
 CLAA=(python3 -m claa_sglang.cli) # its command may not be on PATH
 TTFT=(python3 -m benchmarks.bench_ttft ${BUDGET:+--budget-seconds "$BUDGET"} --shape llama-3.1-8b) # seconds a part may take
 

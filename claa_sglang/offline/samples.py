@@ -16,11 +16,12 @@ class Needle(NamedTuple):
     """What the answer needs of a needle: an expected answer and its tokens in the needle, bool [N].
 
     The sentence around an answer need not be kept for it to be found. The answer is empty, and the tokens are the whole
-    needle's, where the prompt expects no answers.
+    needle's, where the prompt expects no answers. place: which of the prompt's needles it is in.
     """
 
     answer: str
     tokens: Tensor
+    place: int = 0
 
 
 class Sample(NamedTuple):
@@ -36,10 +37,18 @@ class Sample(NamedTuple):
         What dense does not find, a prune cannot lose.
         """
         total = torch.zeros(self.input_ids.numel(), dtype=torch.bool)
-        for needle in self.needles:
-            if not needle.answer or grade(answer, [needle.answer], self.prompt.exact):
-                total |= needle.tokens
+        for needle in self._given(answer):
+            total |= needle.tokens
         return total
+
+    def longest(self, answer: str) -> int:
+        """The most of these tokens that are in one needle."""
+        given = self._given(answer)
+        parts = [[one.tokens for one in given if one.place == place] for place in {one.place for one in given}]
+        return max((int(torch.stack(part).any(dim=0).sum()) for part in parts), default=0)
+
+    def _given(self, answer: str) -> list[Needle]:
+        return [one for one in self.needles if not one.answer or grade(answer, [one.answer], self.prompt.exact)]
 
 
 def sample(prompt: Prompt, tokenizer: Any) -> Sample:
@@ -57,7 +66,7 @@ def _needles(prompt: Prompt, ids: list[int], tokenizer: Any) -> tuple[Needle, ..
     if again.input_ids != ids:
         return ()
     found = []
-    for sentence in prompt.needles:
+    for number, sentence in enumerate(prompt.needles):
         start = text.find(sentence)
         if start < 0:
             return ()
@@ -66,7 +75,7 @@ def _needles(prompt: Prompt, ids: list[int], tokenizer: Any) -> tuple[Needle, ..
             if place >= 0:  # a needle without an expected answer is there to distract
                 length = len(answer) or len(sentence)
                 tokens = _between(again.offset_mapping, start + place, start + place + length)
-                found.append(Needle(answer, tokens))
+                found.append(Needle(answer, tokens, number))
     return tuple(found)
 
 

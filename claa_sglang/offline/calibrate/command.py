@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from claa_sglang.offline.calibrate.target import PROMPT_TOKENS, CalibrationError, Target
-from claa_sglang.ranking.spec import MAX_KERNEL
+from claa_sglang.offline.calibrate.ranker_list import RANKERS, read
+from claa_sglang.offline.calibrate.target import LONG_TASKS, PROMPT_TOKENS, CalibrationError, Target
 
-TASKS = ("needle-number", "multi-key", "multi-value", "multi-query", "tracking", "passages")
+TASKS = ("needle-number", "multi-key", "multi-value", "multi-query", "tracking", "passages", *LONG_TASKS)
 KEEP_RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -22,8 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="to generate (default: %(default)s)")
     text.add_argument("--sources", nargs="+", default=["prose"], help="of generated text (default: %(default)s)")
     text.add_argument("--held-out-sources", nargs="+", default=["repeated", "sentences"], help="default: %(default)s")
-    text.add_argument("--length", type=int, default=1024, help="tokens of a generated prompt (default: %(default)s)")
-    text.add_argument("--count", type=int, default=4, help="prompts per task and source (default: %(default)s)")
+    text.add_argument(
+        "--lengths",
+        nargs="+",
+        type=int,
+        metavar="TOKENS",
+        help="of generated prompts; a choice must hold at each (default: 1024 4096, or what the model takes)",
+    )
+    text.add_argument(
+        "--form",
+        choices=("both", "chat", "prefix"),
+        default="both",
+        help="how generated prompts end: as a chat does, with the beginning of an answer, or half of each (default)",
+    )
+    text.add_argument("--count", type=int, default=6, help="prompts per task, length and source (default: %(default)s)")
     text.add_argument("--seed", type=int, default=0, help="of the first generated prompt (default: %(default)s)")
     choice = parser.add_argument_group("choice")
     choice.add_argument(
@@ -42,11 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the answers' tokens to keep, where prompts name needles; 0 for any (default: %(default)s)",
     )
     choice.add_argument(
-        "--pool-kernel",
-        type=int,
-        default=7,
-        help="positions over which scores are averaged: run again with another one, and compare (default: %(default)s)",
+        "--whole",
+        type=float,
+        default=Target().whole,
+        help="share of prompts whose answer is kept to its last token; 0 for any (default: %(default)s)",
     )
+    choice.add_argument(
+        "--rankers",
+        nargs="+",
+        default=RANKERS,
+        metavar="RANKER",
+        help="to choose from, as --claa-ranker takes them: claa and last-query (default: %(default)s)",
+    )
+    choice.add_argument("--pool-kernel", help=argparse.SUPPRESS)
     choice.add_argument("--keep-rates", nargs="+", type=float, default=KEEP_RATES, help="default: %(default)s")
     choice.add_argument(
         "--prune-layers",
@@ -103,8 +123,17 @@ def _check(args: argparse.Namespace) -> None:
         raise CalibrationError(f"{given} without {missing}: a choice counts for nothing before other text confirms it")
     if args.prompts is None and (both := set(args.sources) & set(args.held_out_sources)):
         raise CalibrationError(f"--held-out-sources {', '.join(both)}: must be other sources than --sources")
-    if args.pool_kernel % 2 == 0 or not 1 <= args.pool_kernel <= MAX_KERNEL:
-        raise CalibrationError(f"--pool-kernel {args.pool_kernel}: must be odd, 1 to {MAX_KERNEL}")
+    if args.pool_kernel is not None:
+        raise CalibrationError(
+            "--pool-kernel is no longer there: the kernel is a part of each ranker, and several are tried. Give "
+            f"--rankers claa:kernel={args.pool_kernel}"
+        )
+    read(args.rankers)
+    if args.count < 1:
+        raise CalibrationError(f"--count {args.count}: must be 1 or more")
+    for name, value in (("--needle-recall", args.needle_recall), ("--whole", args.whole)):
+        if not 0 <= value < 1:
+            raise CalibrationError(f"{name} {value:g}: must be 0 or more and below 1, which no number of prompts shows")
     for rate in (*args.keep_rates, args.oracle_rate):
         if not 0 < rate <= 1:
             raise CalibrationError(f"keep rate {rate:g}: must be above 0 and at most 1")

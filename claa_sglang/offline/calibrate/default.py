@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from claa_sglang.config.config import PruneStep
 from claa_sglang.config.flags import ClaaFlags, resolve
-from claa_sglang.offline.calibrate.evidence import Evidence, Kept
+from claa_sglang.offline.calibrate.evidence import Evidence
 from claa_sglang.offline.calibrate.held_out import margin
 from claa_sglang.offline.calibrate.price import Price
+from claa_sglang.offline.calibrate.ranker_list import read
 from claa_sglang.offline.calibrate.search import Candidate
 from claa_sglang.offline.calibrate.target import Target
+from claa_sglang.ranking.spec import RankerSpec
 
 
 class Rival(NamedTuple):
@@ -21,12 +22,17 @@ class Rival(NamedTuple):
     choice: Candidate
 
 
+def default_ranker(layers: int) -> RankerSpec:
+    """What a server of a model of so many layers ranks by without a profile."""
+    return read([resolve(ClaaFlags(), num_layers=layers).ranker])[0]
+
+
 def default_choice(evidence: Evidence, price: Price) -> Candidate:
     """The default of `--enable-claa` for a model of so many layers, and what it keeps of the calibration prompts."""
-    steps: tuple[PruneStep, ...] = resolve(ClaaFlags(), num_layers=price.layers).steps
+    steps, ranker = resolve(ClaaFlags(), num_layers=price.layers).steps, default_ranker(price.layers)
     (step,) = steps
-    kept: Kept = evidence.kept(evidence.ranking(step.score_layers), [step.keep_rate])
-    return Candidate(steps, price.share(steps), kept.mass[0], kept.recall[0])
+    kept = evidence.kept(evidence.ranking(ranker, step.score_layers), [step.keep_rate])
+    return Candidate(ranker, steps, price.share(steps), kept)
 
 
 def rivals(default: Candidate, candidates: Sequence[Candidate], target: Target) -> list[Rival]:

@@ -10,23 +10,37 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from claa_sglang.offline.calibrate.criteria import CONFIDENCE, Measured, margins, measured
+from claa_sglang.offline.calibrate.criteria import (
+    CONFIDENCE,
+    LowerBound,
+    Measured,
+    margins,
+    measured,
+    measured_all,
+    misses_whole,
+    whole_together,
+)
 from claa_sglang.offline.calibrate.evidence import Kept
 from claa_sglang.offline.calibrate.search import Candidate, frontier
 from claa_sglang.offline.calibrate.target import CalibrationError, Target
 
 TRIES = 5  # choices that the held-out text may judge: each further one makes luck more likely
+# Several choices are tried, so each bound has its share of the error (Bonferroni).
+HELD_OUT_CONFIDENCE = 1 - (1 - CONFIDENCE) / TRIES
+TOGETHER = "all held-out text"
 
 
 class Verdict(NamedTuple):
-    """What a source of held-out text says about a choice.
+    """What held-out text says about a choice.
 
-    measured: by source of text. misses: by source, what falls short; empty if the choice carries over.
+    measured: by source of text. misses: by source, or TOGETHER, what falls short; empty if the choice carries over.
+    whole: of whole answers over all sources.
     """
 
     candidate: Candidate
     measured: dict[str, Measured]
     misses: dict[str, str]
+    whole: LowerBound
 
 
 def promising(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
@@ -36,13 +50,14 @@ def promising(candidates: Sequence[Candidate], target: Target) -> list[Candidate
     a choice keeps of this text says little about which of two layers holds on another, so a dearer layer is not passed
     over for keeping less here. Raises CalibrationError if there is none.
     """
-    good = [one for one in candidates if not measured(one.kept).misses(target)]
+    found = measured_all([one.kept for one in candidates])
+    misses = [one.misses(target) for one in found]
+    good = [one for one, missed in zip(candidates, misses, strict=True) if not missed]
     if not good:
-        best = max(candidates, key=lambda one: margin(one, target))
+        best = max(range(len(candidates)), key=lambda index: margin(candidates[index], target))
         raise CalibrationError(
-            f"no choice keeps enough on the calibration prompts; the best, {best}, misses: "
-            f"{measured(best.kept).misses(target)}. Allow higher --keep-rates or later --prune-layers, or ask for less "
-            "(--target, --needle-recall)"
+            f"no choice keeps enough on the calibration prompts; the best, {candidates[best]}, misses: {misses[best]}. "
+            "Allow higher --keep-rates or later --prune-layers, or ask for less (--target, --needle-recall, --whole)"
         )
     by_layer: dict[int, list[Candidate]] = {}
     for one in good:
@@ -61,14 +76,18 @@ def verdicts(
 ) -> Iterator[Verdict]:
     """Judge the first TRIES of `candidates` on held-out text, up to the first that carries over.
 
-    judge: what a candidate keeps of the held-out prompts, by source. Every source must reach the target by its lower
-    bound. Several choices are tried, so each bound has its share of the error (Bonferroni): (1 - CONFIDENCE) / TRIES.
+    judge: what a candidate keeps of the held-out prompts, by source. Mass and recall must reach the target by their
+    lower bounds in every source, and whole answers by that over all sources together: an exact bound of a share needs
+    more prompts than a source has. In every source, and at every length in it, the means must reach it as well.
     """
-    confidence = 1 - (1 - CONFIDENCE) / TRIES
     for candidate in candidates[:TRIES]:
-        found = {source: measured(kept, confidence=confidence) for source, kept in judge(candidate).items()}
-        misses = {source: missed for source, one in found.items() if (missed := one.misses(target))}
-        yield Verdict(candidate, found, misses)
+        kept = judge(candidate)
+        found = {source: measured(one, confidence=HELD_OUT_CONFIDENCE) for source, one in kept.items()}
+        misses = {s: missed for s, one in found.items() if (missed := one.misses(target, whole_by_mean=True))}
+        whole = whole_together(list(kept.values()), HELD_OUT_CONFIDENCE)
+        if missed := misses_whole(whole, target):
+            misses[TOGETHER] = missed
+        yield Verdict(candidate, found, misses, whole)
         if not misses:
             return
 
@@ -82,5 +101,5 @@ def require_one(tried: Sequence[Verdict], calibrated_on: str) -> Verdict:
     raise CalibrationError(
         f"rejected: none of {len(tried)} choices made on {calibrated_on} carries over to held-out text. The last, "
         f"{last.candidate}, misses {missed}. Calibrate on prompts of more kinds (--prompts, --sources) or on more of "
-        "them (--count), allow higher --keep-rates, or ask for less (--target, --needle-recall)"
+        "them (--count), allow higher --keep-rates, or ask for less (--target, --needle-recall, --whole)"
     )

@@ -12,20 +12,27 @@ import torch
 from torch import Tensor
 
 from claa_sglang.offline.capture import CaptureError, observing
-from claa_sglang.ranking.rankers import window_mass
+from claa_sglang.ranking.rankers import STATISTICS, Statistic
 
 
 class _SeenEnough(Exception):
     """Layers after the last one asked for need not run."""
 
 
-def late_window_mass(
-    model: Any, input_ids: Tensor, kept: Tensor, *, prune_layer: int, last_layer: int, window: int
+def late_statistic(
+    model: Any,
+    input_ids: Tensor,
+    kept: Tensor,
+    statistic: Statistic,
+    *,
+    prune_layer: int,
+    last_layer: int,
+    window: int,
 ) -> Tensor:
-    """Window mass of the layers prune_layer+1 to last_layer when only `kept` and the window run there.
+    """A ranker's statistic of the layers prune_layer+1 to last_layer when only `kept` and the window run there.
 
     model: a transformers causal LM, any device; input_ids: int64 [N]; kept: int64 [k], ascending, below N - window.
-    Returns fp32 [last_layer - prune_layer, kv_heads, k] on the CPU, as `rankers.window_mass` of such a layer.
+    Returns fp32 [last_layer - prune_layer, kv_heads, k] on the CPU, as `rankers.STATISTICS` define it for such a layer.
     Raises CaptureError for a model whose layers are not in `get_decoder().layers`.
     """
     layers = getattr(model.get_decoder(), "layers", None)
@@ -37,7 +44,7 @@ def late_window_mass(
 
     def observe(layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
         if layer > prune_layer:
-            seen.append(window_mass(q[-window:], k, scaling=scaling).cpu())
+            seen.append(STATISTICS[statistic](q[-window:], k, scaling=scaling).cpu())
         if layer == last_layer:
             raise _SeenEnough
 

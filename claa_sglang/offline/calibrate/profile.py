@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,10 @@ import msgspec
 from claa_sglang.config import profile_search, profile_weights
 from claa_sglang.config.profile_file import Profile, ProfileStep
 from claa_sglang.config.profile_model import describe
-from claa_sglang.offline.calibrate.criteria import Measured
-from claa_sglang.offline.calibrate.held_out import Verdict
+from claa_sglang.offline.calibrate.criteria import LowerBound, Measured
+from claa_sglang.offline.calibrate.held_out import TOGETHER, Verdict
 from claa_sglang.offline.calibrate.price import Price
+from claa_sglang.offline.calibrate.ranker_list import POOL_KERNEL
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.calibrate.target import Target
 from claa_sglang.offline.records import fingerprint
@@ -41,6 +43,7 @@ def make(
     config = model.config.to_dict()
     name = Path(model.config.name_or_path).name
     layers = model.config.get_text_config().num_hidden_layers
+    ranker = verdict.candidate.ranker
     shortest = min(study.tokens for one in (calibrated, *held_out) for study in one.studies)
     measured = {f"held out: {source}": text(one) for source, one in verdict.measured.items()}
     return Profile(
@@ -51,7 +54,9 @@ def make(
             for s in verdict.candidate.steps
         ),
         window=calibrated.evidence.window,
-        pool_kernel=calibrated.evidence.ranker.pool_kernel,
+        pool_kernel=ranker.kernel or POOL_KERNEL,
+        # The kernel beside it, so that a flag of its own wins over it.
+        ranker=str(replace(ranker, kernel=None)),
         min_prompt_tokens=shortest,
         provenance={
             "made by": f"claa-sglang calibrate {version('claa-sglang')}",
@@ -60,10 +65,12 @@ def make(
             **weights(model),
             "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers")),
             "target": f"oracle mass {target.mass:g} of what the oracle keeps at {target.reference_rate:g}, "
-            f"answer tokens in needles {target.recall:g}",
+            f"answer tokens in needles {target.recall:g}, whole answers {target.whole:g}",
             f"calibrated on: {calibrated.name}": text(on_calibration),
             **measured,
-            "bounds": "one-sided, bootstrap over prompts: 95 % on the calibration text, 99 % on held-out text",
+            f"whole answers, {TOGETHER}": _bound(verdict.whole),
+            "bounds": "one-sided, bootstrap over prompts, whole answers exact (Clopper and Pearson): 95 % on the "
+            "calibration text, 99 % on held-out text",
             "prompts": "; ".join(contents(one) for one in (calibrated, *held_out)),
             "predicted": f"{verdict.candidate.share:.3f} of dense prefill time at {price.tokens:,} tokens, seconds per "
             f"layer pass, row, pair, prune: {', '.join(f'{c:.3g}' for c in price.constants[:4])}",
@@ -72,20 +79,27 @@ def make(
 
 
 def text(one: Measured) -> str:
-    """A measurement in a line: means and lower bounds."""
-    recall = f"{one.recall.mean:.3f} (at least {one.recall.low:.3f}, {one.recall.prompts} prompts)"
-    return (
-        f"oracle mass {one.mass.mean:.3f} (at least {one.mass.low:.3f}, {one.mass.prompts} prompts), "
-        f"needles {recall if one.recall.prompts else 'none known'}"
-    )
+    """A measurement in a line: means and lower bounds, and means at every length where there are several."""
+    parts = [f"oracle mass {_bound(one.mass)}", f"needles {_bound(one.recall)}", f"whole answers {_bound(one.whole)}"]
+    parts += [
+        f"at {length} tokens {means.mass:.3f}, {means.recall:.3f}, {means.whole:.3f}"
+        for length, means in one.lengths.items()
+    ]
+    return ", ".join(parts)
+
+
+def _bound(one: LowerBound) -> str:
+    return f"{one.mean:.3f} (at least {one.low:.3f}, {one.prompts} prompts)" if one.prompts else "none known"
 
 
 def contents(studied: Studied) -> str:
     """What prompts a set has: counts by task, lengths and seeds."""
     prompts = [sample.prompt for sample in studied.samples]
     tasks = ", ".join(f"{count} {task}" for task, count in sorted(Counter(p.task for p in prompts).items()))
+    chats = sum(not p.answer_prefix for p in prompts)
     tokens, seeds = sorted(studied.evidence.tokens), sorted({p.seed for p in prompts})
-    return f"{studied.name}: {tasks}, {tokens[0]} to {tokens[-1]} tokens, seeds {seeds[0]} to {seeds[-1]}"
+    forms = f"{chats} without the beginning of the answer"
+    return f"{studied.name}: {tasks}, {forms}, {tokens[0]} to {tokens[-1]} tokens, seeds {seeds[0]} to {seeds[-1]}"
 
 
 def weights(model: Any) -> dict[str, str]:

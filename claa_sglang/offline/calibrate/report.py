@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from claa_sglang.offline.calibrate.criteria import LowerBound, Measured, margins, measured
+from claa_sglang.offline.calibrate.criteria import LowerBound, Measured, margins, measured_all
 from claa_sglang.offline.calibrate.default import Rival
 from claa_sglang.offline.calibrate.evidence import Kept
 from claa_sglang.offline.calibrate.held_out import Verdict, margin
@@ -23,10 +23,10 @@ Judge = Callable[[Candidate], Kept]
 
 
 def grid(title: str, candidates: Sequence[Candidate], kept: Judge, target: Target) -> Table:
-    """One-step choices: prune layers down, keep rates across; means of mass and recall, green where both suffice."""
+    """One-step choices: prune layers down, keep rates across; means of the criteria, green where all suffice."""
     rates = sorted({one.steps[0].keep_rate for one in candidates})
     by_place = {(one.steps[0].prune_layer, one.steps[0].keep_rate): one for one in candidates}
-    table = Table(title=f"{title}: oracle mass / answer tokens kept", title_justify="left")
+    table = Table(title=f"{title}: oracle mass / answer tokens / whole answers", title_justify="left")
     table.add_column("prune layer", justify="right")
     for rate in rates:
         table.add_column(f"keep {rate:g}", justify="right")
@@ -34,8 +34,7 @@ def grid(title: str, candidates: Sequence[Candidate], kept: Judge, target: Targe
         cells = []
         for rate in rates:
             found = kept(by_place[layer, rate])
-            mass, recall = float(found.mass.mean()), float(found.recall.nanmean())
-            cell = f"{mass:.2f} / {recall:.2f}"
+            cell = _means(found)
             cells.append(f"[green]{cell}[/green]" if float(margins(found, target)[0]) >= 0 else cell)
         table.add_row(str(layer), *cells)
     return table
@@ -44,24 +43,24 @@ def grid(title: str, candidates: Sequence[Candidate], kept: Judge, target: Targe
 def worth_showing(good: Sequence[Candidate], verdicts: Sequence[Verdict], target: Target) -> list[Candidate]:
     """Of the choices that `held_out.promising` found: the frontier of all layers, and those that were judged."""
     front = frontier(good, lambda one: margin(one, target))
-    shown = {one.steps for one in front} | {verdict.candidate.steps for verdict in verdicts}
-    return [one for one in good if one.steps in shown]
+    shown = {one.key for one in front} | {verdict.candidate.key for verdict in verdicts}
+    return [one for one in good if one.key in shown]
 
 
 def choices(title: str, front: Sequence[Candidate], verdicts: Sequence[Verdict]) -> Table:
     """What was chosen from, cheapest first, and what held-out text said of those it was asked about."""
-    said = {verdict.candidate.steps: verdict for verdict in verdicts}
+    said = {verdict.candidate.key: verdict for verdict in verdicts}
     table = Table(title=title, title_justify="left", show_lines=True)
-    for column in ("predicted TTFT", "schedule", "oracle mass", "answer tokens", "on held-out text"):
-        table.add_column(column)
-    for one in front:
-        on_calibration = measured(one.kept)
-        verdict = said.get(one.steps)
+    for column in ("predicted TTFT", "choice", "oracle mass", "answer tokens", "whole answers", "on held-out text"):
+        table.add_column(column, overflow="fold")
+    for one, on_calibration in zip(front, measured_all([one.kept for one in front]), strict=True):
+        verdict = said.get(one.key)
         table.add_row(
             f"{one.share:.3f}",
             str(one),
             lower_bound(on_calibration.mass),
             lower_bound(on_calibration.recall),
+            lower_bound(on_calibration.whole),
             "not asked" if verdict is None else _verdict(verdict),
         )
     return table
@@ -71,9 +70,9 @@ def steps_at_equal_cost(
     one_step: Sequence[Candidate], two_steps: Sequence[Candidate], kept: Judge, target: Target
 ) -> Table:
     """For each share of dense time the best choice (on the calibration text) within it, and what it keeps of `kept`."""
-    table = Table(title="one step against two at equal cost: oracle mass / answer tokens kept", title_justify="left")
+    table = Table(title="one step against two at equal cost: mass / answer tokens / whole", title_justify="left")
     for column in ("predicted TTFT at most", "one step", "held out", "two steps (estimated)", "held out"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for share in SHARES:
         cells = []
         for candidates in (one_step, two_steps):
@@ -90,15 +89,15 @@ def steps_at_equal_cost(
 def against_default(default: Candidate, rivals: Sequence[Rival], kept: Judge) -> Table:
     """What choices gain over the default on held-out text, as paired differences with 95 % intervals."""
     table = Table(title="against the default, on held-out text", title_justify="left", show_lines=True)
-    for column in ("", "schedule", "predicted TTFT", "oracle mass", "answer tokens"):
-        table.add_column(column)
+    for column in ("", "choice", "predicted TTFT", "oracle mass", "answer tokens", "whole answers"):
+        table.add_column(column, overflow="fold")
     before = kept(default)
     table.add_row("default", str(default), f"{default.share:.3f}", *_means(before).split(" / "))
     for rival in rivals:
         after = kept(rival.choice)
         cells = [
-            f"{float(now.nanmean()):.2f} ({gain(now, then)})"
-            for now, then in ((after.mass[0], before.mass[0]), (after.recall[0], before.recall[0]))
+            f"{float(now.nanmean()):.2f} ({gain(now[0], then[0])})"
+            for now, then in zip(after[:3], before[:3], strict=True)
         ]
         table.add_row(rival.why, str(rival.choice), f"{rival.choice.share:.3f}", *cells)
     return table
@@ -128,12 +127,14 @@ def lower_bound(one: LowerBound) -> str:
 
 
 def _means(kept: Kept) -> str:
-    return f"{float(kept.mass.mean()):.2f} / {float(kept.recall.nanmean()):.2f}"
+    return " / ".join(f"{float(one.nanmean()):.2f}" for one in (kept.mass, kept.recall, kept.whole))
 
 
 def _verdict(verdict: Verdict) -> str:
     def line(source: str, one: Measured) -> str:
-        return f"{source}: {lower_bound(one.mass)}, {lower_bound(one.recall)}"
+        whole = f"{one.whole.mean:.3f} whole" if one.whole.prompts else "whole answers not known"
+        return f"{source}: {lower_bound(one.mass)}, {lower_bound(one.recall)}, {whole}"
 
     lines = [line(source, one) for source, one in verdict.measured.items()]
-    return "\n".join(["[red]rejected[/red]" if verdict.misses else "[green]chosen[/green]", *lines])
+    said = "[red]rejected[/red]" if verdict.misses else "[green]chosen[/green]"
+    return "\n".join([said, *lines, f"whole, all of it: {lower_bound(verdict.whole)}"])

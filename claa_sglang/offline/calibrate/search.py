@@ -1,7 +1,8 @@
-"""The best scored layers for every prune layer and keep rate, and for a second prune after them.
+"""The best ranker and scored layers for every prune layer and keep rate, and for a second prune after them.
 
-A beam search over sets of layers, with every set judged once for all rates. All sets are too many (2^20 at 20 layers),
-and the best set of one size need not hold the best of a smaller one, which is what a beam of several is for.
+A beam search over sets of layers, with every ranker and set judged once for all rates. All sets are too many (2^20 at
+20 layers), and the best set of one size need not hold the best of a smaller one, which is what a beam of several is
+for. Rankers that differ in their carry alone are searched once: layers that see an answer see it whatever is carried.
 """
 
 from __future__ import annotations
@@ -9,39 +10,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from claa_sglang.config.config import PruneStep
-from claa_sglang.offline.calibrate.criteria import margins
+from claa_sglang.offline.calibrate.criteria import least_for_most, margins
 from claa_sglang.offline.calibrate.evidence import Evidence, Kept
 from claa_sglang.offline.calibrate.price import Price
+from claa_sglang.offline.calibrate.ranker_list import family
 from claa_sglang.offline.calibrate.schedule import after, estimated
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.calibrate.target import Target
+from claa_sglang.ranking.spec import RankerSpec
 
 MAX_SCORED = 4  # layers of a set, as in the paper
 MAX_SECOND = 2  # the same of a second step: there are as many searches as first steps
-BEAM = 4  # sets that are grown
-GAIN = 0.002  # of the margin, for which a set grows: more layers cost time, and fit the calibration text more closely
+FIRST_SIZE = 2  # layers of a set up to which every family of rankers is searched; the best ranker's sets grow on
+BEAM, LATE_BEAM = 4, 2  # sets that are grown, up to that size and beyond
+GAIN = 0.002  # of the value, for which a set grows: more layers cost time, and fit the calibration text more closely
+TIE = 0.01  # of the value: choices that keep as much differ in how far from the edge of the budget they keep it
 
 
 class Candidate(NamedTuple):
-    """A schedule, its predicted share of dense prefill time, and what its last step keeps: fp32 [P] each.
+    """A ranker and a schedule, its predicted share of dense prefill time, and what its last step keeps ([1, P]).
 
     Of the calibration prompts; with two steps an estimate, see `second_steps`.
     """
 
+    ranker: RankerSpec
     steps: tuple[PruneStep, ...]
     share: float
-    mass: Tensor
-    recall: Tensor
+    kept: Kept
 
     @property
-    def kept(self) -> Kept:
-        return Kept(self.mass[None], self.recall[None])
+    def key(self) -> tuple[RankerSpec, tuple[PruneStep, ...]]:
+        """What is chosen, without what it keeps."""
+        return self.ranker, self.steps
 
     def __str__(self) -> str:
-        return ", then ".join(describe(step) for step in self.steps)
+        return f"{', then '.join(describe(step) for step in self.steps)}, by {self.ranker}"
 
 
 def describe(step: PruneStep) -> str:
@@ -49,63 +53,110 @@ def describe(step: PruneStep) -> str:
     return f"{step.keep_rate:g} after layer {step.prune_layer}, scored {{{','.join(map(str, step.score_layers))}}}"
 
 
+class Found(NamedTuple):
+    """A ranker and the layers it reads."""
+
+    ranker: RankerSpec
+    scored: tuple[int, ...]
+
+
 class LayerSearch:
-    """Finds sets of scored layers on one set of prompts; each set is judged once, whoever asks.
+    """Finds rankers and sets of scored layers on one set of prompts; each pair is judged once, whoever asks.
 
     Args:
         evidence: the prompts.
-        target: sets are compared by their margin over it.
+        target: pairs are compared by their margin over it.
         rates: keep rates, in the order of every result.
+        rankers: at least one; of equally good ones the first wins.
         max_scored: layers of a set.
     """
 
     def __init__(
-        self, evidence: Evidence, target: Target, rates: Sequence[float], max_scored: int = MAX_SCORED
+        self,
+        evidence: Evidence,
+        target: Target,
+        rates: Sequence[float],
+        rankers: Sequence[RankerSpec],
+        max_scored: int = MAX_SCORED,
     ) -> None:
         self._evidence, self._target, self.rates, self._max = evidence, target, tuple(rates), max_scored
-        self._margins: dict[tuple[int, ...], Tensor] = {}
+        self._families: dict[RankerSpec, list[RankerSpec]] = {}
+        for one in rankers:
+            self._families.setdefault(family(one), []).append(one)
+        self._judged: dict[Found, tuple[Kept, list[float]]] = {}
 
-    def best(self, layers: range, rate: int) -> tuple[int, ...]:
-        """The set of these layers (at least one) with the largest margin at the rate of that index."""
+    @property
+    def judged(self) -> int:
+        """How many pairs so far."""
+        return len(self._judged)
 
-        def margin(scored: tuple[int, ...]) -> float:
-            return float(self._margin(scored)[rate])
+    def best(self, layers: range, rate: int) -> Found:
+        """The ranker and the set of these layers (at least one) with the largest value at the rate of that index."""
 
-        singles: list[tuple[int, ...]] = [(layer,) for layer in layers]
-        beam = sorted(singles, key=margin, reverse=True)[:BEAM]
+        def value(found: Found) -> float:
+            return self._value(found)[rate]
+
+        tops = []
+        for first, *others in self._families.values():
+            top, beam = self._grow([Found(first, (layer,)) for layer in layers], layers, FIRST_SIZE, BEAM, value)
+            again = [Found(one, found.scored) for one in others for found in (top, *beam)]
+            tops.append(max((top, *again), key=value))
+        best = max(tops, key=value)
+        beam = [best] if len(best.scored) == min(FIRST_SIZE, self._max) else []
+        if not beam:  # one layer was enough, and pairs gained next to nothing
+            return best
+        grown, _ = self._grow(beam, layers, self._max, LATE_BEAM, value)
+        return grown
+
+    def kept(self, found: Found, rate: int) -> Kept:
+        """What this pair keeps at the rate of that index."""
+        self._value(found)
+        return self._judged[found][0].row(rate)
+
+    def _grow(
+        self, start: list[Found], layers: range, size: int, width: int, value: Callable[[Found], float]
+    ) -> tuple[Found, list[Found]]:
+        """The best of sets grown from `start`, of one size, to `size`; and the last beam."""
+        # Sorted first, so that equal values do not leave the choice to the order of a set.
+        beam = sorted(start, key=value, reverse=True)[:width]
         best = beam[0]
-        for _ in range(1, self._max):
-            grown = {tuple(sorted({*scored, layer})) for scored in beam for layer in layers if layer not in scored}
+        for _ in range(len(best.scored), min(size, self._max)):
+            grown = {
+                Found(one.ranker, tuple(sorted({*one.scored, layer})))
+                for one in beam
+                for layer in layers
+                if layer not in one.scored
+            }
             if not grown:
                 break
-            # Sorted first, so that equal margins do not leave the choice to the order of a set.
-            beam = sorted(sorted(grown), key=margin, reverse=True)[:BEAM]
-            if margin(beam[0]) > margin(best) + GAIN:
+            beam = sorted(sorted(grown, key=lambda one: one.scored), key=value, reverse=True)[:width]
+            if value(beam[0]) > value(best) + GAIN:
                 best = beam[0]
-        return best
+        return best, beam
 
-    def kept(self, layers: Sequence[int], rate: int) -> Kept:
-        """What this set keeps at the rate of that index: rows [1, P]."""
-        return self._evidence.kept(self._evidence.ranking(layers), [self.rates[rate]])
-
-    def _margin(self, scored: tuple[int, ...]) -> Tensor:
-        if scored not in self._margins:
-            kept = self._evidence.kept(self._evidence.ranking(scored), self.rates)
-            self._margins[scored] = margins(kept, self._target)
-        return self._margins[scored]
+    def _value(self, found: Found) -> list[float]:
+        if found not in self._judged:
+            kept = self._evidence.kept(self._evidence.ranking(found.ranker, found.scored), self.rates)
+            edge = TIE * least_for_most(kept, self._target.whole)
+            self._judged[found] = kept, (margins(kept, self._target) - edge).tolist()
+        return self._judged[found][1]
 
 
 def one_step(
-    evidence: Evidence, target: Target, rates: Sequence[float], prune_layers: range, price: Price
+    evidence: Evidence,
+    target: Target,
+    rates: Sequence[float],
+    prune_layers: range,
+    price: Price,
+    rankers: Sequence[RankerSpec],
 ) -> Iterator[Candidate]:
-    """The best set of scored layers for every prune layer and keep rate, as it is found."""
-    search = LayerSearch(evidence, target, rates)
+    """The best ranker and set of scored layers for every prune layer and keep rate, as it is found."""
+    search = LayerSearch(evidence, target, rates, rankers)
     for prune_layer in prune_layers:
         for index, rate in enumerate(rates):
-            scored = search.best(range(prune_layer + 1), index)
-            steps = (PruneStep(prune_layer=prune_layer, keep_rate=rate, score_layers=scored),)
-            kept = search.kept(scored, index)
-            yield Candidate(steps, price.share(steps), kept.mass[0], kept.recall[0])
+            found = search.best(range(prune_layer + 1), index)
+            steps = (PruneStep(prune_layer=prune_layer, keep_rate=rate, score_layers=found.scored),)
+            yield Candidate(found.ranker, steps, price.share(steps), search.kept(found, index))
 
 
 def second_steps(
@@ -113,21 +164,22 @@ def second_steps(
 ) -> Iterator[Candidate]:
     """The best second step after `first` for every later prune layer in `prune_layers` and every lower keep rate.
 
-    Searched with `schedule.estimated` scores. They are close to what the layers see, but not the same: no schedule is
-    chosen before `schedule.seen` has judged it on held-out text.
+    By the ranker of the first, as a server has one. None after a first step that misses the target itself: what it lost
+    no later step brings back. Searched with `schedule.estimated` scores. They are close to what the layers see, but not
+    the same: no schedule is chosen before `schedule.seen` has judged it on held-out text.
     """
     step = first.steps[0]
     lower = [rate for rate in rates if rate < step.keep_rate]
     later = range(max(step.prune_layer + 1, prune_layers.start), prune_layers.stop)
-    if not lower or not later:
+    if not lower or not later or float(margins(first.kept, target)[0]) < 0:
         return
-    search = LayerSearch(after(step, studied, later[-1], estimated), target, lower, max_scored=MAX_SECOND)
+    left = after(step, first.ranker, studied, later[-1], estimated)
+    search = LayerSearch(left, target, lower, [first.ranker], max_scored=MAX_SECOND)
     for prune_layer in later:
         for index, rate in enumerate(lower):
-            scored = search.best(range(step.prune_layer + 1, prune_layer + 1), index)
-            steps = (step, PruneStep(prune_layer=prune_layer, keep_rate=rate, score_layers=scored))
-            found = search.kept(scored, index)
-            yield Candidate(steps, price.share(steps), found.mass[0], found.recall[0])
+            found = search.best(range(step.prune_layer + 1, prune_layer + 1), index)
+            steps = (step, PruneStep(prune_layer=prune_layer, keep_rate=rate, score_layers=found.scored))
+            yield Candidate(first.ranker, steps, price.share(steps), search.kept(found, index))
 
 
 def frontier(candidates: Sequence[Candidate], quality: Callable[[Candidate], float]) -> list[Candidate]:

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from claa_sglang.offline.calibrate.late_scores import late_window_mass
+from claa_sglang.offline.calibrate.late_scores import late_statistic
 from claa_sglang.offline.samples import sample
 from claa_sglang.offline.study import study
+from claa_sglang.ranking.rankers import Statistic
 from claa_sglang.tasks.record import Message, Prompt
 from tests import tiny_models
 
-WINDOW, TOKENS, PRUNE, LAST = 8, 61, 3, 6
+WINDOW, TOKENS, PRUNE, LAST = 11, 61, 3, 6
+FAMILIES = ("llama", "qwen3", "granite", "gemma")
 
 
 def load(home: Path, family: str, attention: str) -> Any:
@@ -24,8 +26,8 @@ def load(home: Path, family: str, attention: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention)
 
 
-def naive(model: Any, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """[layers, kv_heads, kept]: attention weights of the window, rows dropped by hand after layer PRUNE."""
+def naive(model: Any, ids: torch.Tensor, kept: torch.Tensor, statistic: str) -> torch.Tensor:
+    """[layers, kv_heads, kept]: a statistic of the window's attention, rows dropped by hand after layer PRUNE."""
     rows = torch.cat((kept, torch.arange(TOKENS - WINDOW, TOKENS)))
     weights: list[torch.Tensor] = []
     late = model.model.layers[PRUNE + 1 : LAST + 1]
@@ -42,22 +44,30 @@ def naive(model: Any, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
             hidden = out[0] if isinstance(out, tuple) else out
     for hook in hooks:
         hook.remove()
-    mass = torch.stack(weights)[:, :, -WINDOW:, : len(kept)].sum(dim=2)
-    return mass.unflatten(1, (2, -1)).sum(dim=2)
+    window = torch.stack(weights)[:, :, -WINDOW:, : len(kept)].unflatten(1, (2, -1))
+    if statistic == "window_peak":
+        return window.amax(dim=(2, 3))
+    return (window[..., -8:, :] if statistic == "window_mass" else window[..., -1:, :]).sum(dim=(2, 3))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "granite", "gemma"])
-def test_layers_after_the_prune_see_kept_tokens_at_their_own_positions(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "statistic"),
+    [("llama", "window_mass"), ("llama", "last_mass"), *((one, "window_peak") for one in FAMILIES)],
+)
+def test_layers_after_the_prune_see_kept_tokens_at_their_own_positions(
+    family: str, statistic: Statistic, tmp_path: Path
+) -> None:
     ids = torch.tensor(tiny_models.prompt(TOKENS))
-    kept = torch.tensor([0, 3, 4, 9, 17, 30, 31, 32, 45, 52])
+    kept = torch.tensor([0, 3, 4, 9, 17, 30, 31, 32, 45, 49])
     model = load(tmp_path, family, "sdpa")
     where = {"prune_layer": PRUNE, "last_layer": LAST, "window": WINDOW}
-    found = late_window_mass(model, ids, kept, **where)
-    torch.testing.assert_close(found, naive(load(tmp_path, family, "eager"), ids, kept), rtol=1e-3, atol=1e-5)
+    found = late_statistic(model, ids, kept, statistic, **where)
+    eager = naive(load(tmp_path, family, "eager"), ids, kept, statistic)
+    torch.testing.assert_close(found, eager, rtol=1e-3, atol=1e-5)
 
-    dense = study(model, ids, max_answer_tokens=1).statistics["window_mass"][PRUNE + 1 : LAST + 1]
+    dense = study(model, ids, window=WINDOW, max_answer_tokens=1).statistics[statistic][PRUNE + 1 : LAST + 1]
     assert (found - dense[:, :, kept]).abs().max() > 1e-2  # it matters that the others are gone
-    everything = late_window_mass(model, ids, torch.arange(TOKENS - WINDOW), **where)
+    everything = late_statistic(model, ids, torch.arange(TOKENS - WINDOW), statistic, **where)
     torch.testing.assert_close(everything, dense, rtol=1e-3, atol=1e-5)
 
 
