@@ -36,7 +36,7 @@ REMEDIES = (
     "Use the profile of this model, or none",
     "correct it, or leave it out",
 )
-DEFAULTS = {"window": 8, "pool_kernel": 7, "min_prompt_tokens": 1024}
+DEFAULTS = {"window": 32, "pool_kernel": 7, "ranker": "claa", "min_prompt_tokens": 1024}
 # One file per test, written anew for every example.
 fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
@@ -198,6 +198,7 @@ def profiles(draw: st.DrawFn) -> dict[str, Any]:
         "steps": st.just(steps),
         "window": st.integers(1, 1024),
         "pool_kernel": st.integers(0, 511).map(lambda n: 2 * n + 1),
+        "ranker": st.sampled_from(["claa", "claa:paper", "claa:carry=0.5,kernel=3", "last-query", "uniform"]),
         "min_prompt_tokens": st.integers(0, 2**31 - 1),
         "provenance": st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))),
     }
