@@ -1,9 +1,9 @@
 """Rankers side by side, layer by layer, over a set of studied prompts: the numbers of `claa-sglang rank-report`.
 
 "At layer l" means: the prune is after layer l. A ranker of one layer reads layer l, others the last n layers up to l.
-The ablation varies CLAA's n, z-score, head maximum, pooling, queries and carry. The paper's m, the first layer whose
-decode KV is compressed, is not part of it: compressing early layers' KV is not implemented here, and m does not enter a
-ranking.
+The ablation varies CLAA's n, z-score, head maximum, pooling, queries, last query and carry. The paper's m, the first
+layer whose decode KV is compressed, is not part of it: compressing early layers' KV is not implemented here, and m does
+not enter a ranking.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from claa_sglang.ranking.spec import RankerSpec, parse
 MEASURES = Measures._fields
 ORACLE = "oracle"
 ABLATED_LAYERS = (1, 2, 4, 8)
-_SWITCHES = ("pool=after", "carry=0", "queries=sum")  # ablated at one n only
+_SWITCHES = ("pool=after", "carry=0", "last=off", "queries=sum")  # ablated at one n only
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,8 +167,8 @@ _Measured = dict[str, tuple[int, np.ndarray]]  # name -> scored layers, fp64 [me
 def _ablation(scored: int) -> Iterable[tuple[str, _Entry]]:
     """CLAA with n layers, z-score on or off, head maximum or sum; then, at the given n, each other switch.
 
-    Those are pooling after the fold, nothing carried, the mass of the last 8 queries, and both of these, which is the
-    paper's rule.
+    Those are pooling after the fold, nothing carried, no places of the last query alone, the mass of the last 8
+    queries, and the paper's rule, which is such a mass with nothing carried.
     """
     counts = sorted({*ABLATED_LAYERS, scored})
     for count, zscore, heads in itertools.product(counts, (True, False), ("max", "sum")):

@@ -108,6 +108,7 @@ def test_rankers_of_one_family_share_their_folds() -> None:
     assert sorted(map(str, found.folds)) == [
         "claa:carry=0",
         "claa:carry=0,kernel=13",
+        "claa:last=off,carry=0",
         "claa:paper",
         "last-query:carry=0",
     ]
@@ -125,7 +126,7 @@ def test_an_answer_of_which_a_first_step_dropped_a_token_is_never_whole_again() 
         assert torch.equal(first[p], ours[:-WINDOW])
     # The second step ranks by position, so that it keeps the last of what is left.
     drop = [torch.tensor([i for i in row.tolist() if i != 41]) for row in first]
-    scores = [torch.arange(len(row)).float().expand(LAYERS, -1) for row in drop]
+    scores = [torch.arange(len(row)).float().expand(2, LAYERS, -1) for row in drop]  # of both looks
     later = found.after(drop, spec, scores)
     kept = later.kept(later.ranking(spec, [1]), [0.5])
     assert kept.whole[0, 0] == 0 and kept.least[0] == torch.inf
