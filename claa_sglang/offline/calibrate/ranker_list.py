@@ -19,7 +19,7 @@ RANKERS = (
     "claa",
     "claa:carry=0.01",
     "claa:carry=0.05",
-    "claa:last=off",
+    "claa:last=on",
     "claa:kernel=13",
     "claa:carry=0.05,kernel=13",
     "last-query",

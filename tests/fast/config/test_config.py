@@ -162,6 +162,15 @@ def test_an_explicit_flag_wins_over_the_profile(write) -> None:
     assert kept == PruneStep(prune_layer=18, keep_rate=0.3, score_layers=(17, 18))
 
 
+def test_a_profile_that_names_no_ranker_runs_what_its_calibration_measured(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"version": 1, "model": {"num_layers": 30}, "provenance": {"made by": "claa-sglang calibrate"}}')
+    assert resolve(ClaaFlags(profile=str(path)), 30).ranker == "claa:paper"
+    assert resolve(ClaaFlags(profile=str(path), ranker="claa"), 30).ranker == "claa"
+    path.write_text('{"version": 1, "model": {"num_layers": 30}}')  # by hand: the default
+    assert resolve(ClaaFlags(profile=str(path)), 30).ranker == "claa"
+
+
 def test_a_profile_may_leave_values_out(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text('{"version": 1, "model": {"num_layers": 30}}')
