@@ -120,7 +120,7 @@ def test_a_snippet_is_made_to_ask_the_served_model() -> None:
 
 
 def test_a_pruned_request_reports_what_was_kept(served: Server) -> None:
-    answer = served.generate(text=text("kept"), sampling_params=options(return_kept=True))
+    answer = served.generate(text=text("kept", 20), sampling_params=options(return_kept=True))
     report, tokens = claa_of(answer), answer["meta_info"]["prompt_tokens"]
     kept = report.pop("kept")
     assert report == {
@@ -140,7 +140,7 @@ def test_a_pruned_request_reports_what_was_kept(served: Server) -> None:
 
 def test_a_cached_prefix_is_reported_as_sglang_counts_it(served: Server) -> None:
     for expected_hit in (False, True):
-        answer = served.generate(text=text("twice"), sampling_params=GREEDY)
+        answer = served.generate(text=text("twice", 10), sampling_params=GREEDY)
         cached = claa_of(answer)["early_cached_tokens"]
         assert cached == answer["meta_info"]["cached_tokens"] and (cached > MIN_PROMPT) == expected_hit
 
