@@ -61,7 +61,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     layers: list[int]
     n: int
     whole: list[float]
-    minimal: tuple[float, float, float]
+    minimal: list[float]
 
 
 def outcomes(
@@ -97,5 +97,5 @@ def _row(group: Group, ranker: str, layers: Layers, prompts: Sequence[Outcome], 
         layers=list(layers),
         n=len(prompts),
         whole=[float(np.mean([one.whole(rate) for one in prompts])) for rate in keep_rates],
-        minimal=(float(np.median(minimal)), float(np.quantile(minimal, 0.9)), float(minimal.max())),
+        minimal=[float(np.median(minimal)), float(np.quantile(minimal, 0.9)), float(minimal.max())],
     )

@@ -22,25 +22,34 @@ def show(rows: Sequence[Row], keep_rates: Sequence[float]) -> None:
 
 
 def _whole(title: str, rows: Sequence[Row], keep_rates: Sequence[float]) -> Table:
-    table = Table(title=f"{title}: share of whole answers at a keep rate, and the keep rate they take")
-    for name in ("ranker", "layers", "n", *(f"{rate:g}" for rate in keep_rates), "median", "p90", "max"):
-        table.add_column(name, justify="left" if name in ("ranker", "layers") else "right")
+    names = ("ranker", "layers", "n", *(f"{rate:g}" for rate in keep_rates), "median", "p90", "max")
+    table = _table(f"{title}: share of whole answers at a keep rate, and the keep rate they take", names)
     for row in rows:
-        numbers = (f"{value:.2f}" for value in (*row.whole, *row.minimal))
-        table.add_row(row.ranker, _listed(row.layers), str(row.n), *numbers)
+        table.add_row(row.ranker, _listed(row.layers), str(row.n), *_numbers((*row.whole, *row.minimal)))
     return table
 
 
 def _by_task(title: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=f"{title}: median, p90 and maximum of the keep rate that a whole answer takes")
-    rankers = list(dict.fromkeys(row.ranker for row in rows))
-    for name in ("task", "n", *rankers):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for task in dict.fromkeys(row.task for row in rows):
-        found = {row.ranker: row for row in rows if row.task == task}
-        cells = (" ".join(f"{value:.2f}" for value in found[ranker].minimal) for ranker in rankers)
-        table.add_row(task, str(found[rankers[0]].n), *cells)
+    names = ("task", "ranker", "n", "median", "p90", "max")
+    table = _table(f"{title}: the keep rate that whole answers take", names)
+    for task in dict.fromkeys(row.task for row in rows if row.task != ALL):
+        table.add_section()
+        for row in rows:
+            if row.task == task:
+                table.add_row(task, row.ranker, str(row.n), *_numbers(row.minimal))
     return table
+
+
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for name in names:
+        text = name in ("task", "ranker", "layers")
+        table.add_column(name, justify="left" if text else "right", no_wrap=text)
+    return table
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    return [f"{value:.2f}" for value in values]
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -45,7 +45,7 @@ def test_studies_need_what_trying_says(name: str) -> None:
     minimal = []
     for sample, study in studies.prompts({5: 0.5}, count=8):
         needed = sample.needles[0].tokens
-        if "nothing" == rankers[name].statistic:
+        if name == "uniform":
             study.statistics["nothing"] = torch.empty(studies.LAYERS, 0, studies.RANKED)
         found = outcomes(GROUP, study, needed, rankers, [(5,), (4, 5)])
         for one in found:
@@ -90,10 +90,12 @@ def test_rows_are_shares_and_quantiles(capsys: pytest.CaptureFixture[str]) -> No
     assert (by_task[ALL].n, by_task["one"].n, by_task["two"].n) == (5, 2, 3)
     assert by_task[ALL].whole == pytest.approx([0.2, 0.4, 0.8])
     assert by_task["two"].whole == pytest.approx([0, 0, 2 / 3])
-    assert by_task[ALL].minimal == pytest.approx((0.21, 0.84, 1.0))
+    assert by_task[ALL].minimal == pytest.approx([0.21, 0.84, 1.0])
     tables.show(made, [0.1, 0.2, 0.6])
     shown = capsys.readouterr().out
-    assert "chat, 100 tokens" in shown and "0.21 0.84 1.00" in shown
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    assert ["claa", "3", "5", "0.20", "0.40", "0.80", "0.21", "0.84", "1.00"] in cells
+    assert ["two", "claa", "3", "0.60", "0.92", "1.00"] in cells
 
 
 def test_layers_are_read_and_checked() -> None:
