@@ -44,7 +44,7 @@ def _table(title: str, names: Sequence[str]) -> Table:
     table = Table(title=title)
     for name in names:
         text = name in ("task", "ranker", "layers")
-        table.add_column(name, justify="left" if text else "right", no_wrap=text)
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     return table
 
 
