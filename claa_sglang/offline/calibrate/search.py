@@ -96,7 +96,7 @@ class LayerSearch:
         return len(self._judged)
 
     def best(self, layers: range, rate: int) -> Found:
-        """The ranker and the set of these layers, the last one in it, with the largest value at the rate of that index."""
+        """The ranker and the set of these layers, with the last of them, that is best at the rate of that index."""
 
         def value(found: Found) -> float:
             return self._value(found)[rate]
