@@ -65,7 +65,8 @@ HELP: dict[str, str] = {
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
-        "then among the shipped ones, and a start that finds none warns once; none takes the paper's layers (default auto)"
+        "then among the shipped ones, and a start that finds none warns once; none takes the paper's layers (default "
+        "auto)"
     ),
 }
 

@@ -26,15 +26,15 @@ def grid(title: str, candidates: Sequence[Candidate], kept: Judge, target: Targe
     """One-step choices: prune layers down, keep rates across; means of the criteria, green where all suffice."""
     rates = sorted({one.steps[0].keep_rate for one in candidates})
     by_place = {(one.steps[0].prune_layer, one.steps[0].keep_rate): one for one in candidates}
-    table = Table(title=f"{title}: oracle mass / answer tokens / whole answers", title_justify="left")
-    table.add_column("prune layer", justify="right")
+    table = Table(title=f"{title}, in percent: oracle mass/answer tokens/whole answers", title_justify="left")
+    table.add_column("prune layer, keep rate", justify="right")
     for rate in rates:
-        table.add_column(f"keep {rate:g}", justify="right")
+        table.add_column(f"{rate:g}", justify="right")
     for layer in sorted({layer for layer, _ in by_place}):
         cells = []
         for rate in rates:
             found = kept(by_place[layer, rate])
-            cell = _means(found)
+            cell = "/".join(f"{100 * float(one.nanmean()):.0f}" for one in (found.mass, found.recall, found.whole))
             cells.append(f"[green]{cell}[/green]" if float(margins(found, target)[0]) >= 0 else cell)
         table.add_row(str(layer), *cells)
     return table

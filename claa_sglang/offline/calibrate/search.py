@@ -1,5 +1,8 @@
 """The best ranker and scored layers for every prune layer and keep rate, and for a second prune after them.
 
+A prune layer is itself among the scored ones: with the same layers without it one would prune earlier, and keep as
+much. So there is a choice for each last scored layer, and held-out text has others to confirm where it rejects one.
+
 A beam search over sets of layers, with every ranker and set judged once for all rates. All sets are too many (2^20 at
 20 layers), and the best set of one size need not hold the best of a smaller one, which is what a beam of several is
 for. Rankers that differ in their carry alone are searched once: layers that see an answer see it whatever is carried.
@@ -24,7 +27,7 @@ MAX_SCORED = 4  # layers of a set, as in the paper
 MAX_SECOND = 2  # the same of a second step: there are as many searches as first steps
 FIRST_SIZE = 2  # layers of a set up to which every family of rankers is searched; the best ranker's sets grow on
 BEAM, LATE_BEAM = 4, 2  # sets that are grown, up to that size and beyond
-GAIN = 0.002  # of the value, for which a set grows: more layers cost time, and fit the calibration text more closely
+GAIN = 0.005  # of the value, for which a set grows: more layers cost time, and fit the calibration text more closely
 TIE = 0.01  # of the value: choices that keep as much differ in how far from the edge of the budget they keep it
 
 
@@ -83,6 +86,8 @@ class LayerSearch:
         self._families: dict[RankerSpec, list[RankerSpec]] = {}
         for one in rankers:
             self._families.setdefault(family(one), []).append(one)
+        answers = bool((evidence.total_needed > 0).any())
+        self._most = 1 - max(target.recall, target.whole) if answers else float("inf")  # no value is above
         self._judged: dict[Found, tuple[Kept, list[float]]] = {}
 
     @property
@@ -91,21 +96,20 @@ class LayerSearch:
         return len(self._judged)
 
     def best(self, layers: range, rate: int) -> Found:
-        """The ranker and the set of these layers (at least one) with the largest value at the rate of that index."""
+        """The ranker and the set of these layers, with the last of them, that is best at the rate of that index."""
 
         def value(found: Found) -> float:
             return self._value(found)[rate]
 
         tops = []
         for first, *others in self._families.values():
-            top, beam = self._grow([Found(first, (layer,)) for layer in layers], layers, FIRST_SIZE, BEAM, value)
+            top, beam = self._grow([Found(first, (layers[-1],))], layers, FIRST_SIZE, BEAM, value)
             again = [Found(one, found.scored) for one in others for found in (top, *beam)]
             tops.append(max((top, *again), key=value))
         best = max(tops, key=value)
-        beam = [best] if len(best.scored) == min(FIRST_SIZE, self._max) else []
-        if not beam:  # one layer was enough, and pairs gained next to nothing
+        if len(best.scored) < FIRST_SIZE or self._most - value(best) <= GAIN:  # more layers gain next to nothing
             return best
-        grown, _ = self._grow(beam, layers, self._max, LATE_BEAM, value)
+        grown, _ = self._grow([best], layers, self._max, LATE_BEAM, value)
         return grown
 
     def kept(self, found: Found, rate: int) -> Kept:

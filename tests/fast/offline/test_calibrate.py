@@ -27,6 +27,7 @@ from claa_sglang.offline.calibrate.held_out import (
     Verdict,
     promising,
     require_one,
+    spread,
     verdicts,
 )
 from claa_sglang.offline.calibrate.price import Price
@@ -150,6 +151,16 @@ def test_a_second_step_saves_what_the_layers_between_need_not_see() -> None:
     assert_same(kept_by(best.steps, best.ranker, studied, estimated), best.kept)
 
 
+def test_the_few_that_held_out_text_judges_are_spread() -> None:
+    def tried(*shares: float) -> list[float]:
+        return [one.share for one in spread([Candidate(PAPER, (), share, kept(1.0)) for share in shares])]
+
+    many = [0.4, 0.405, 0.41, 0.42, 0.43, 0.45, 0.5, 0.52, 0.6, 0.7, 0.8]
+    assert tried(*many) == [0.4, 0.43, 0.5, 0.7, 0.8]  # from 0.4, 0.425, 0.5, 0.625 and 0.8 on
+    assert tried(0.4, 0.5, 0.8) == [0.4, 0.5, 0.8]
+    assert tried(*[0.4] * 7) == [0.4] * TRIES
+
+
 def test_the_frontier_leaves_out_what_a_cheaper_choice_equals() -> None:
     def one(share: float, mass: float) -> Candidate:
         return Candidate(PAPER, (), share, kept(mass))
@@ -214,8 +225,8 @@ def test_a_choice_that_other_text_contradicts_is_rejected_and_the_next_one_taken
 
 
 def test_a_dearer_layer_is_not_passed_over_for_keeping_less_of_the_calibration_text() -> None:
-    def one(layer: int, share: float, mass: float, prune_layer: int | None = None) -> Candidate:
-        steps = (PruneStep(prune_layer=prune_layer or layer, keep_rate=share, score_layers=(layer,)),)
+    def one(layer: int, share: float, mass: float, prune_layer: int | None = None, rate: float = 0.3) -> Candidate:
+        steps = (PruneStep(prune_layer=prune_layer or layer, keep_rate=rate, score_layers=(layer,)),)
         return Candidate(PAPER, steps, share, kept(mass))
 
     cheap, more, sturdy = (
@@ -227,6 +238,8 @@ def test_a_dearer_layer_is_not_passed_over_for_keeping_less_of_the_calibration_t
     later = one(4, 0.55, TARGET.mass + 0.02, prune_layer=5)  # keeps what `cheap` keeps, and prunes later
     good = promising([useless, sturdy, too_little, more, later, cheap], TARGET)
     assert [c.share for c in good] == [0.5, 0.6, 0.7]
+    higher = one(7, 0.65, TARGET.mass + 0.01, rate=0.4)  # keeps no more of this text, and may of another
+    assert [c.share for c in promising([higher, sturdy], TARGET)] == [0.6, 0.65]
     # The table has the frontier of all layers, and whatever was judged.
     assert [c.share for c in report.worth_showing(good, [], TARGET)] == [0.5, 0.7]
     asked = Verdict(sturdy, {}, {}, measured(sturdy.kept).whole)
