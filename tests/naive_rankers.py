@@ -32,8 +32,18 @@ def claa(
     queries: int,
     peaks: bool,
     loss: float,
+    last: bool = False,
 ) -> list[float]:
-    """queries: how many of the last ones look. peaks: their largest weight, not their sum. loss: 0 carries nothing."""
+    """queries: how many of the last ones look. peaks: their largest weight, not their sum. loss: 0 carries nothing.
+
+    last: the better of a token's place so, and of the one that the last query alone gives it.
+    """
+    if last:
+        switches = {"zscore": zscore, "heads": heads, "pool": pool, "kernel": kernel}
+        own = claa(layers, scaling, **switches, queries=queries, peaks=peaks, loss=0)
+        alone = claa(layers, scaling, **switches, queries=1, peaks=False, loss=0)
+        # What loses more than all there is in one step carries nothing.
+        return [max(pair) for pair in zip(carried(own, loss or math.inf), carried(alone, math.inf), strict=True)]
     rows = []
     for layer in layers:
         of_layer = [_mass(layer, scaling, head, queries, peaks) for head in range(layer.k.shape[1])]
@@ -78,8 +88,10 @@ def gemfilter(layers: Sequence[Layer], scaling: float) -> list[float]:
 # What a name, with no other switch, gives `claa`. A number of queries above the window means all of it.
 CLAA_SWITCHES: dict[str, dict[str, Any]] = {
     "claa": {"queries": 10**6, "peaks": True, "loss": LOSS},
+    "claa:last=on": {"queries": 10**6, "peaks": True, "loss": LOSS, "last": True},
     "claa:queries=sum": {"queries": PAPER_QUERIES, "peaks": False, "loss": LOSS},
     "claa:carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0},
+    "claa:last=on,carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0, "last": True},
     "claa:paper": {"queries": PAPER_QUERIES, "peaks": False, "loss": 0.0},
     "last-query": {"queries": 1, "peaks": False, "loss": LOSS},
     "last-query:carry=0": {"queries": 1, "peaks": False, "loss": 0.0},

@@ -62,8 +62,12 @@ class ReferenceModel:
         window: int = 32,
         pool_kernel: int = 7,
         loss: float = 0.02,
+        paper: bool = False,
     ) -> None:
-        """window: tokens that rank the others. loss: what a token carries to those after it loses per token."""
+        """window: tokens that rank the others. loss: what a token carries to those after it loses per token.
+
+        paper: the paper's rule, `claa:paper`: the sum over the last 8 of the window, and nothing carried.
+        """
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
@@ -71,6 +75,7 @@ class ReferenceModel:
         self.window = window
         self.pool_kernel = pool_kernel
         self.loss = loss
+        self.paper = paper
 
     def dense(self, prompt: Sequence[int], answer: Sequence[int]) -> Expected:
         """As `pruned`, with every token in every layer."""
@@ -125,9 +130,11 @@ class _PrunedRun:
         ranked = visible - self.reference.window
         if ranked == 0:
             return
-        weights = output[1][0].double()[:, ranked:visible, :ranked]  # what the window gives to the others
-        looks = weights.reshape(-1, attention.num_key_value_groups * self.reference.window, ranked)
-        padded = torch.nn.functional.pad(looks.amax(1), (kernel // 2, kernel // 2))
+        queries = min(8, self.reference.window) if self.reference.paper else self.reference.window
+        weights = output[1][0].double()[:, visible - queries : visible, :ranked]  # what they give to the others
+        looks = weights.reshape(-1, attention.num_key_value_groups * queries, ranked)
+        folded = looks.sum(1) if self.reference.paper else looks.amax(1)
+        padded = torch.nn.functional.pad(folded, (kernel // 2, kernel // 2))
         for head in padded.unfold(1, kernel, 1).mean(-1):
             deviation = head.std() if ranked > 1 else torch.tensor(torch.inf)
             self.rows.append((head - head.mean()) / (deviation + 1e-8))
@@ -174,6 +181,8 @@ class _PrunedRun:
 
         order: all rows, best first.
         """
+        if self.reference.paper:
+            return sorted([row for row in order if row > 0][:others])
         carried = [0.0] * len(order)
         for place, row in enumerate(order):
             carried[row] = math.log(len(order) / (place + 1))

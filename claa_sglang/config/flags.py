@@ -29,6 +29,7 @@ from claa_sglang.ranking import spec
 
 DEFAULT_KEEP_RATE = 0.2
 AUTO, NONE = "auto", "none"  # of --claa-profile; a file of such a name is written ./auto
+FORMER_RANKER = "claa:paper"  # of profiles whose calibration names none: it measured the paper's rule
 DEFAULT_SCORED = 4  # layers, the last ones up to the prune layer
 # One step of a schedule: layer:rate, or layer:rate:scored+scored.
 _STEP = re.compile(
@@ -64,7 +65,8 @@ HELP: dict[str, str] = {
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
-        "then among the shipped ones, and a start that finds none warns once; none is the paper's rule (default auto)"
+        "then among the shipped ones, and a start that finds none warns once; none takes the paper's layers (default "
+        "auto)"
     ),
 }
 
@@ -102,6 +104,8 @@ def resolve(
     path = profile_path(flags)
     profile = None if path is None else load_profile(path, num_layers, served)
     common = _given(profile, ("window", "pool_kernel", "ranker", "min_prompt_tokens"))
+    if profile is not None and profile.ranker is UNSET and "made by" in profile.provenance:
+        common["ranker"] = FORMER_RANKER
     for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
         if (value := getattr(flags, name)) is not None:
             common[name] = _checked(name, value, kind)

@@ -51,7 +51,7 @@ class Model(NamedTuple):
 def choose(flags: ClaaFlags, model: Model, environ: Mapping[str, str] = os.environ) -> Choice:
     """The configuration of a server of `model` with `flags`. Raises ConfigError where the flags cannot be used."""
     if flags.profile == NONE:
-        return _made(flags, model, None, "none: the paper's rule")
+        return _made(flags, model, None, "none: the paper's layers")
     if (path := profile_path(flags)) is not None:
         profile = load_profile(path, model.made.num_layers, model.made)
         return _made(flags, model, profile, "--claa-profile")

@@ -17,7 +17,7 @@ from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.late_view import on_device
 from claa_sglang.kernels.layout import Row, describe
 from claa_sglang.ranking.carry import carry
-from claa_sglang.ranking.rankers import PAPER_QUERIES, make
+from claa_sglang.ranking.rankers import PAPER_QUERIES, join, make
 from claa_sglang.ranking.spec import RankerSpec
 from claa_sglang.requests.state import RequestState, contain
 
@@ -57,15 +57,21 @@ class Scorer(Protocol):
         """fp32 `[tokens - window]` of the request at this index in the batch; zeros if it failed."""
 
 
-class KernelRanker(NamedTuple):
-    """A ranker that the kernels have.
-
-    queries: of the window's, those that score, the last ones. peaks: their largest weight instead of the sum.
-    pool_kernel: odd, in tokens. carry: see ranking/carry.py.
-    """
+class Look(NamedTuple):
+    """Which queries of the window score, the last so many, and whether by their largest weight or by the sum."""
 
     queries: int
     peaks: bool
+
+
+class KernelRanker(NamedTuple):
+    """A ranker that the kernels have.
+
+    looks: one; or two, whose rankings are joined (`rankers.join`). pool_kernel: odd, in tokens. carry: see
+    ranking/carry.py.
+    """
+
+    looks: tuple[Look, ...]
     pool_kernel: int
     carry: float
 
@@ -74,9 +80,14 @@ def in_kernels(spec: RankerSpec, config: ClaaConfig) -> KernelRanker | None:
     """`spec` as the kernels take it; None if they do not have it."""
     if spec.name not in ("claa", "last-query") or not spec.zscore or spec.heads != "max" or spec.pool != "before":
         return None
-    peaks = spec.name == "claa" and spec.queries == "max"
-    queries = 1 if spec.name == "last-query" else config.window if peaks else min(PAPER_QUERIES, config.window)
-    return KernelRanker(queries, peaks, spec.kernel or config.pool_kernel, spec.carry)
+    last = Look(queries=1, peaks=False)
+    if spec.name == "last-query":
+        looks: tuple[Look, ...] = (last,)
+    elif spec.queries == "sum":
+        looks = (Look(min(PAPER_QUERIES, config.window), peaks=False),)
+    else:
+        looks = (Look(config.window, peaks=True), *([last] if spec.last else []))
+    return KernelRanker(looks, spec.kernel or config.pool_kernel, spec.carry)
 
 
 def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Scorer:
@@ -136,7 +147,10 @@ class TorchScorer:
 
 
 class KernelScorer:
-    """One ranker for all its requests at once; see `Scorer`. Five launches a layer, and nothing waits for the GPU."""
+    """One ranker for all its requests at once; see `Scorer`.
+
+    Five launches for each layer and look, and nothing waits for the GPU.
+    """
 
     def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig, ranker: KernelRanker) -> None:
         self._requests, self._table, self._config, self._ranker = requests, table, config, ranker
@@ -150,15 +164,19 @@ class KernelScorer:
         }
         self._max_tokens = max(scored.tokens for scored in requests)
         self._described = on_device(described, torch.int32, table.device)
-        self._ranking = torch.zeros(sum(counts), device=table.device)
+        self._rankings = [torch.zeros(sum(counts), device=table.device) for _ in ranker.looks]
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
         with contain([scored.state for scored in self._requests], SCORING):
-            self.fold(self.mass(queries, key_buffer, scaling), self._first_layer)
+            for index in range(len(self._ranker.looks)):
+                self.fold(index, self.mass(index, queries, key_buffer, scaling), self._first_layer)
             self._first_layer = False
 
-    def mass(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor:
-        """What one layer's queries look at, not pooled: fp32 `[kv_heads * positions of all requests]`."""
+    def mass(self, look: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor:
+        """What one layer's queries look at, not pooled: fp32 `[kv_heads * positions of all requests]`.
+
+        look: index of the ranker's.
+        """
         from claa_sglang.kernels.window_attention import window_mass
 
         return window_mass(
@@ -169,19 +187,19 @@ class KernelScorer:
             window=self._config.window,
             scaling=scaling,
             max_tokens=self._max_tokens,
-            positions=self._ranking.numel(),
-            queries=self._ranker.queries,
-            peaks=self._ranker.peaks,
+            positions=self._rankings[look].numel(),
+            queries=self._ranker.looks[look].queries,
+            peaks=self._ranker.looks[look].peaks,
         )
 
-    def fold(self, mass: Tensor, first_layer: bool) -> None:
-        """Fold one layer's mass into the rankings; those of a first layer replace what they hold."""
+    def fold(self, look: int, mass: Tensor, first_layer: bool) -> None:
+        """Fold one layer's mass into the rankings of a look; those of a first layer replace what they hold."""
         from claa_sglang.kernels.fold import fold
 
         fold(
             mass,
             self._described,
-            self._ranking,
+            self._rankings[look],
             window=self._config.window,
             pool_kernel=self._ranker.pool_kernel,
             max_tokens=self._max_tokens,
@@ -189,5 +207,7 @@ class KernelScorer:
         )
 
     def ranking(self, request: int) -> Tensor:
-        folded = self._ranking[self._spans[request]]
+        folded, *others = (ranking[self._spans[request]] for ranking in self._rankings)
+        if others:
+            return join(folded, others[0], self._ranker.carry)
         return carry(folded, self._ranker.carry) if self._ranker.carry else folded

@@ -44,14 +44,14 @@ def warm_up(
 
     def fold() -> None:
         for first_layer in (True, False):
-            scorer.fold(mass, first_layer)
+            scorer.fold(0, mass, first_layer)
+
+    looks = [partial(scorer.mass, look, queries, key_buffer, 1.0) for look in range(len(ranker.looks))]
 
     def move(boundary: BoundaryStore) -> None:
         boundary.store(slot, *boundary.load(slot))
 
-    _side_by_side(
-        [lambda: scorer.mass(queries, key_buffer, 1.0), fold, *(partial(move, boundary) for boundary in boundaries)]
-    )
+    _side_by_side([*looks, fold, *(partial(move, boundary) for boundary in boundaries)])
 
 
 def _side_by_side(works: Sequence[Callable[[], object]]) -> None:

@@ -22,6 +22,7 @@ class Measures(NamedTuple):
         rho: Spearman's rank correlation with the oracle, over the N-W tokens before the window (scipy); -1 to 1. Most
             of it is decided by tokens that nobody keeps.
         recall: of the tokens before the window that the oracle keeps at the budget, the share that the ranking keeps.
+            The first token is one of them, and always kept.
         mass: share of the oracle's total importance (all N tokens) that lies on kept tokens, the window's included.
         answer: share of `needed` tokens that are kept; NaN where none are known.
     """

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from claa_sglang.offline.basics import MAX_ANSWER_TOKENS, WINDOW, CaptureError
-from claa_sglang.ranking.spec import HELP, SWITCHES, parse
+from claa_sglang.ranking.spec import HELP, PAPER, SWITCHES, parse
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.record import Prompt, load
+
+# The paper's rule beside ours.
+DEFAULT = [named for name in SWITCHES for named in ([name, f"{name}:{PAPER}"] if name == "claa" else [name])]
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
@@ -132,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="directory or name of a Hugging Face causal LM")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL of prompts, as claa-sglang tasks writes it")
     parser.add_argument("--limit", type=_count, help="use the first so many prompts (default: all)")
-    parser.add_argument("--rankers", nargs="+", default=list(SWITCHES), metavar="RANKER", help=f"of {HELP}")
+    parser.add_argument("--rankers", nargs="+", default=DEFAULT, metavar="RANKER", help=f"of {HELP}")
     parser.add_argument("--draft", help="smaller model with the same tokenizer: adds SpecPrefill's ranking by it")
     parser.add_argument("--keep-rate", type=_share, default=0.2, help="budget, as a share (default: %(default)s)")
     parser.add_argument("--score-layers", type=_count, default=4, help="last layers CLAA reads (default: %(default)s)")

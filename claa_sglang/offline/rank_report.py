@@ -1,8 +1,9 @@
 """Rankers side by side, layer by layer, over a set of studied prompts: the numbers of `claa-sglang rank-report`.
 
 "At layer l" means: the prune is after layer l. A ranker of one layer reads layer l, others the last n layers up to l.
-The ablation varies CLAA's n, z-score, head maximum and pooling. The paper's m, the first layer whose decode KV is
-compressed, is not part of it: compressing early layers' KV is not implemented here, and m does not enter a ranking.
+The ablation varies CLAA's n, z-score, head maximum, pooling, queries, last query and carry. The paper's m, the first
+layer whose decode KV is compressed, is not part of it: compressing early layers' KV is not implemented here, and m does
+not enter a ranking.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from claa_sglang.ranking.spec import RankerSpec, parse
 MEASURES = Measures._fields
 ORACLE = "oracle"
 ABLATED_LAYERS = (1, 2, 4, 8)
+_SWITCHES = ("pool=after", "carry=0", "last=on", "queries=sum")  # ablated at one n only
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,19 +165,24 @@ _Measured = dict[str, tuple[int, np.ndarray]]  # name -> scored layers, fp64 [me
 
 
 def _ablation(scored: int) -> Iterable[tuple[str, _Entry]]:
-    """CLAA with n layers, z-score on or off, head maximum or sum; then pooling after the fold, at the given n."""
+    """CLAA with n layers, z-score on or off, head maximum or sum; then, at the given n, each other switch.
+
+    Those are pooling after the fold, nothing carried, the last query's own places, the mass of the last 8
+    queries, and the paper's rule, which is such a mass with nothing carried.
+    """
     counts = sorted({*ABLATED_LAYERS, scored})
     for count, zscore, heads in itertools.product(counts, (True, False), ("max", "sum")):
         spec = RankerSpec(zscore=zscore, heads="max" if heads == "max" else "sum")
         yield f"n={count} {spec}", (rankers.make(spec), count)
-    after = RankerSpec(pool="after")
-    yield f"n={scored} {after}", (rankers.make(after), scored)
+    for switches in (*_SWITCHES, "paper"):
+        spec = parse(f"claa:{switches}")
+        yield f"n={scored} {spec}", (rankers.make(spec), scored)
 
 
 def _one_change(scored: int) -> list[str]:
     """The variants that differ from CLAA with its given n in one thing."""
     layers = [f"n={count} claa" for count in ABLATED_LAYERS if count != scored]
-    return [*layers, *(f"n={scored} claa:{switch}" for switch in ("zscore=off", "heads=sum", "pool=after"))]
+    return [*layers, *(f"n={scored} claa:{switch}" for switch in ("zscore=off", "heads=sum", *_SWITCHES))]
 
 
 def _measure_all(prompt: Studied, entries: Mapping[str, _Entry], keep_rate: float) -> _Measured:

@@ -18,7 +18,7 @@ from claa_sglang.offline import records
 from claa_sglang.offline.basics import MAX_ANSWER_TOKENS, WINDOW, CaptureError
 from claa_sglang.offline.capture import greedy_answer
 from claa_sglang.offline.oracle import AnswerAttention
-from claa_sglang.ranking.rankers import STATISTICS, Ranker, Statistic
+from claa_sglang.ranking.rankers import JOINED, STATISTICS, Ranker, Statistic
 
 _KIND = "study-2"  # another number when the statistics change, so that older files are not read as these
 
@@ -58,8 +58,12 @@ class PromptStudy:
 
     def rank(self, ranker: Ranker, layers: Sequence[int]) -> Tensor:
         """fp32 [N-W]: the ranking that `ranker` makes of these layers (ascending, at least one), as a server would."""
-        statistic = self.statistics[ranker.statistic]
+        statistic = self.statistic(ranker.statistic)
         return ranker.rank([statistic[layer] for layer in layers])
+
+    def statistic(self, name: Statistic) -> Tensor:
+        """fp32 [L, rows, N-W]: a statistic by its name, also one that is several others."""
+        return torch.cat([self.statistics[part] for part in JOINED.get(name, (name,))], dim=1)
 
     def save(self, path: Path) -> None:
         kept = {str(name): tensor for name, tensor in self.statistics.items() if tensor.numel()}
@@ -80,12 +84,13 @@ def study(
     tokens = input_ids.numel()
     if tokens <= window:
         raise CaptureError(f"prompt of {tokens} tokens with a window of {window}: nothing is ranked; give a longer one")
-    parts: dict[Statistic, list[Tensor]] = {name: [] for name in STATISTICS}
+    stored = {name: statistic for name, statistic in STATISTICS.items() if name not in JOINED}
+    parts: dict[Statistic, list[Tensor]] = {name: [] for name in stored}
     answer_attention = AnswerAttention(tokens)
 
     def observe(layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
         if q.shape[0] > 1:  # the prefill; later forwards have one row
-            for name, statistic in STATISTICS.items():
+            for name, statistic in stored.items():
                 parts[name].append(statistic(q[-window:], k, scaling=scaling).cpu())
         answer_attention(layer, q, k, scaling)
 

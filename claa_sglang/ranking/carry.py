@@ -24,8 +24,21 @@ def carry(ranking: Tensor, loss: float) -> Tensor:
     carries at most ln(M) / loss tokens, 450 of 8,192 at 0.02, and the best at a keep rate r carry ln(1 / r) / loss
     fewer. Deterministic; does not wait for the GPU. Sums run in fp64: positions times the loss need its digits.
     """
+    at = torch.arange(ranking.shape[0], dtype=torch.float64, device=ranking.device)
+    return (torch.cummax(_places(ranking) + loss * at, dim=0).values - loss * at).float()
+
+
+def places(ranking: Tensor) -> Tensor:
+    """fp32 [M]: u(i) = ln(M / rank(i)) of a ranking, fp32 [M]: the same order, on the scale that `carry` has.
+
+    So two rankings of one prompt can be joined by their larger value, whatever their units.
+    """
+    return _places(ranking).float()
+
+
+def _places(ranking: Tensor) -> Tensor:
     count = ranking.shape[0]
-    place = torch.arange(count, dtype=torch.float64, device=ranking.device)
+    place = torch.arange(1, count + 1, dtype=torch.float64, device=ranking.device)
     strength = torch.empty_like(place)
-    strength[by_rank(ranking)] = -torch.log((place + 1) / count)
-    return (torch.cummax(strength + loss * place, dim=0).values - loss * place).float()
+    strength[by_rank(ranking)] = -torch.log(place / count)
+    return strength

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from claa_sglang.kernels.scoring import window_peaks, window_scores
 from claa_sglang.ranking import selection
-from claa_sglang.ranking.carry import carry
+from claa_sglang.ranking.carry import carry, places
 from claa_sglang.ranking.spec import CARRY, RankerSpec
 
 GEMFILTER_POOL = 5
 SINKS = 4  # tokens at the start that Uniform always prefers
 PAPER_QUERIES = 8  # queries that CLAA and FastKV read, as published
 
-Statistic = Literal["window_peak", "window_mass", "last_mass", "last_logits", "nothing"]
+Statistic = Literal["window_peak", "window_mass", "last_mass", "peak_and_last", "last_logits", "nothing"]
 
 
 class Ranker(Protocol):
@@ -81,6 +81,11 @@ def last_mass(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
     return window_scores(q[-1:], k, scaling=scaling, pool_kernel=1)[:, : k.shape[0] - q.shape[0]]
 
 
+def peak_and_last(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """fp32 [2 * kv_heads, N-W]: the rows of `window_peak`, then those of `last_mass`."""
+    return torch.cat((window_peak(q, k, scaling=scaling), last_mass(q, k, scaling=scaling)))
+
+
 def last_logits(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
     """fp32 [1, N-W]: raw q.k of the last query, summed over heads, then averaged over 5 positions.
 
@@ -105,9 +110,14 @@ STATISTICS: dict[Statistic, Callable[..., Tensor]] = {
     "window_peak": window_peak,
     "window_mass": window_mass,
     "last_mass": last_mass,
+    "peak_and_last": peak_and_last,
     "last_logits": last_logits,
     "nothing": nothing,
 }
+
+
+# Statistics that are others, one under the other: a study stores those.
+JOINED: dict[Statistic, tuple[Statistic, ...]] = {"peak_and_last": ("window_peak", "last_mass")}
 
 
 class _Scored:
@@ -156,21 +166,39 @@ class Fold(_Scored):
         return _pool(folded[None], self.pool_kernel)[0] if self.pool == "after" else folded
 
 
+def join(peaks: Tensor, last: Tensor, loss: float) -> Tensor:
+    """fp32 [M]: the better of a token's places in two rankings, fp32 [M] each; the first carries (0: nothing)."""
+    return torch.maximum(carry(peaks, loss) if loss else places(peaks), places(last))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claa(Fold):
     """CLAA: any layer, any head and any query of the window may speak for a token.
 
     queries: "max" takes the largest weight of the window's queries (`window_peak`), "sum" the mass of the last 8.
-    With "sum" and a carry of 0 it is the paper's rule, `claa:paper`, and bit for bit `scoring.window_scores` folded by
-    `selection.rank`. Source: arXiv 2602.16054; the authors' BradMcDanel/kv-exps, FastKV/baseline/claa. The maximum over
-    queries and the carry are ours: docs/results/spans.md has what each of them brings.
+    last: with "max", True counts a token by the better of two places: the one it has so, with what is carried, and the
+        one that the last query alone gives it. The last query picks many single tokens, as for a chain of names, which
+        spans may crowd out.
+    With queries "sum" and a carry of 0 it is the paper's rule, `claa:paper`, and bit for bit
+    `scoring.window_scores` folded by `selection.rank`. Source: arXiv 2602.16054; the authors' BradMcDanel/kv-exps,
+    FastKV/baseline/claa. The rest is ours: docs/results/spans.md has what each part brings.
     """
 
     queries: Literal["max", "sum"] = "max"
+    last: bool = False
 
     @property
     def statistic(self) -> Statistic:
-        return "window_peak" if self.queries == "max" else "window_mass"
+        if self.queries == "sum":
+            return "window_mass"
+        return "peak_and_last" if self.last else "window_peak"
+
+    def rank(self, scores: Sequence[Tensor]) -> Tensor:
+        if self.statistic != "peak_and_last":
+            return super().rank(scores)
+        halves = [layer.chunk(2) for layer in scores]
+        peaks, last = (self.fold([half[i] for half in halves]) for i in (0, 1))
+        return join(peaks, last, self.carry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +297,7 @@ def make(spec: RankerSpec, *, pool_kernel: int = 7) -> Ranker:
     kind, kernel = KINDS[spec.name], spec.kernel or pool_kernel
     switches = {
         **{"zscore": spec.zscore, "heads": spec.heads, "pool": spec.pool, "pool_kernel": kernel},
-        **{"carry": spec.carry, "queries": spec.queries},
+        **{"carry": spec.carry, "queries": spec.queries, "last": spec.last},
     }
     return kind(**{field.name: switches[field.name] for field in fields(kind)})
 

@@ -13,7 +13,7 @@ from typing import Literal, cast
 _FOLD = ("zscore", "heads", "pool", "kernel", "carry")
 # name -> the switches it takes; the class of that name in rankers.py has a field for each
 SWITCHES: dict[str, tuple[str, ...]] = {
-    "claa": (*_FOLD, "queries"),
+    "claa": (*_FOLD, "queries", "last"),
     "last-query": _FOLD,
     "fastkv": ("kernel",),
     "gemfilter": (),
@@ -24,6 +24,7 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "heads": ("max", "sum"),
     "pool": ("before", "after"),
     "queries": ("max", "sum"),
+    "last": ("on", "off"),
 }
 _NUMBERS = {"kernel": "K", "carry": "C"}
 # A word that stands for several switches.
@@ -62,7 +63,7 @@ class RankerSpec:
     """One ranker by name, with its switches.
 
     Attributes:
-        zscore, heads, pool, carry, queries: see `rankers.Claa`; left at their defaults by rankers that do not take
+        zscore, heads, pool, carry, queries, last: see `rankers.Claa`; left at their defaults by rankers without
             them. `claa` with queries "sum" and carry 0 is the paper's rule.
         kernel: positions averaged over, or None for the caller's own (the server's `--claa-pool-kernel`).
     """
@@ -74,6 +75,7 @@ class RankerSpec:
     kernel: int | None = None
     carry: float = CARRY
     queries: Literal["max", "sum"] = "max"
+    last: bool = False
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads back as this."""
@@ -83,6 +85,8 @@ class RankerSpec:
         else:
             if self.queries != "max":
                 switches.append(f"queries={self.queries}")
+            elif self.last:
+                switches.append("last=on")
             if self.carry != CARRY:
                 switches.append(f"carry={_decimal(self.carry)}")
         if not self.zscore:
@@ -118,6 +122,8 @@ def parse(text: str) -> RankerSpec:
             raise RankerError(f"ranker {_short(text)}: {switch} is given twice; give it once")
         seen.add(switch)
         spec = _with_switch(spec, switch, value, text)
+    if spec.queries == "sum" and "last" in seen:
+        raise RankerError(f"ranker {_short(text)}: last is a switch of queries=max; leave it out")
     return spec
 
 
@@ -148,6 +154,8 @@ def _with_switch(spec: RankerSpec, switch: str, value: str, text: str) -> Ranker
         return replace(spec, heads=cast(Literal["max", "sum"], value))
     if switch == "queries":
         return replace(spec, queries=cast(Literal["max", "sum"], value))
+    if switch == "last":
+        return replace(spec, last=value == "on")
     return replace(spec, pool=cast(Literal["before", "after"], value))
 
 

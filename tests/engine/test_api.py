@@ -36,6 +36,7 @@ FLAGS = (
 )
 SENTENCE = "The ferry crosses the bay four times a day, and the harbour master writes every crossing down. "
 GREEDY = {"temperature": 0, "max_new_tokens": 4}
+WINDOW = 32
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_a_snippet_is_made_to_ask_the_served_model() -> None:
 
 
 def test_a_pruned_request_reports_what_was_kept(served: Server) -> None:
-    answer = served.generate(text=text("kept"), sampling_params=options(return_kept=True))
+    answer = served.generate(text=text("kept", 20), sampling_params=options(return_kept=True))
     report, tokens = claa_of(answer), answer["meta_info"]["prompt_tokens"]
     kept = report.pop("kept")
     assert report == {
@@ -135,35 +136,38 @@ def test_a_pruned_request_reports_what_was_kept(served: Server) -> None:
         "score_layers": [17, 18],
     }
     assert kept == sorted(set(kept)) and len(kept) == report["kept_tokens"]
-    assert kept[-8:] == list(range(tokens - 8, tokens))
+    assert kept[0] == 0 and kept[-WINDOW:] == list(range(tokens - WINDOW, tokens))
 
 
 def test_a_cached_prefix_is_reported_as_sglang_counts_it(served: Server) -> None:
     for expected_hit in (False, True):
-        answer = served.generate(text=text("twice"), sampling_params=GREEDY)
+        answer = served.generate(text=text("twice", 10), sampling_params=GREEDY)
         cached = claa_of(answer)["early_cached_tokens"]
         assert cached == answer["meta_info"]["cached_tokens"] and (cached > MIN_PROMPT) == expected_hit
 
 
-@pytest.mark.parametrize("ranker", ["claa:zscore=off,heads=sum", "fastkv", "gemfilter", "last-query", "uniform"])
+@pytest.mark.parametrize(
+    "ranker", ["claa:paper", "claa:zscore=off,heads=sum", "fastkv", "gemfilter", "last-query", "uniform"]
+)
 def test_a_request_s_own_ranker(served: Server, ranker: str) -> None:
-    base = claa_of(served.generate(text=text("ranker"), sampling_params=options(return_kept=True)))
-    first = served.generate(text=text("ranker"), sampling_params=options(ranker=ranker, return_kept=True))
+    base = claa_of(served.generate(text=text("ranker", 20), sampling_params=options(return_kept=True)))
+    first = served.generate(text=text("ranker", 20), sampling_params=options(ranker=ranker, return_kept=True))
     report = claa_of(first)
     assert report["ranker"] == ranker and report["kept_tokens"] == base["kept_tokens"]
     assert report["kept"] != base["kept"]
     # The same positions, given: whatever ranks, the rest of the way is the same.
-    given = served.generate(text=text("ranker"), sampling_params=options(keep=report["kept"], return_kept=True))
+    given = served.generate(text=text("ranker", 20), sampling_params=options(keep=report["kept"], return_kept=True))
     assert given["output_ids"] == first["output_ids"]
     assert claa_of(given) == {**report, "ranker": "given", "keep_rate": None} | {
         "early_cached_tokens": claa_of(given)["early_cached_tokens"]
     }
 
 
-def test_the_window_is_kept_beside_given_positions(served: Server) -> None:
+def test_the_first_token_and_the_window_are_kept_beside_given_positions(served: Server) -> None:
     report = claa_of(served.generate(text=text("given"), sampling_params=options(keep=[3, 40], return_kept=True)))
     tokens = report["prompt_tokens"]
-    assert report["kept"] == [3, 40, *range(tokens - 8, tokens)] and report["late_computed_tokens"] == 10
+    assert report["kept"] == [0, 3, 40, *range(tokens - WINDOW, tokens)]
+    assert report["late_computed_tokens"] == 3 + WINDOW
 
 
 def test_policy_auto_chooses_and_says_why(served: Server) -> None:

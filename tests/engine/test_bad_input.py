@@ -31,7 +31,7 @@ pytestmark = pytest.mark.engine
 MODEL = route_bodies.MODEL
 POOL = 6000  # tokens; fewer than the context has
 CONTEXT = tiny_models.MAX_POSITIONS
-WINDOW = 8
+WINDOW = 32
 DEFAULT_RATE = 0.5
 FLAGS = (
     *("--max-total-tokens", str(POOL), "--chunked-prefill-size", "256", "--served-model-name", MODEL),

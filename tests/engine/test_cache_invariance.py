@@ -21,13 +21,13 @@ from tests.reference_model import Expected, ReferenceModel
 pytestmark = pytest.mark.engine
 
 NONE = -1  # no chunked prefill
-WINDOW = 8
+WINDOW = 32
 TARGET = Ask(tiny_models.prompt(1025, seed=61), keep=0.15, new=12)
 # What a batch may hold beside it: kept a little and a lot, dense, short, shorter than the window, of its own prefix.
 COMPANY = (
     Ask(tiny_models.prompt(700, seed=62), keep=0.5, new=20),
     Ask(tiny_models.prompt(400, seed=63), new=9),
-    Ask(tiny_models.prompt(20, seed=64), keep=0.9, new=16),
+    Ask(tiny_models.prompt(44, seed=64), keep=0.9, new=16),
     Ask(tiny_models.prompt(5, seed=65), keep=0.3, new=30),
     Ask(TARGET.prompt[:600] + tiny_models.prompt(100, seed=66), keep=0.3, new=5),
     Ask(TARGET.prompt, new=7),
@@ -100,7 +100,8 @@ def test_arriving_while_others_decode(chunked: tuple[Server, int], llama_referen
 def lengths(chunk: int) -> list[int]:
     """Prompt lengths whose last chunk would be shorter than the window, or just not, if chunks were cut blindly."""
     size = SHARED_CHUNK if chunk == NONE else chunk
-    return [k * size + extra for k in (1, 3) for extra in range(WINDOW + 2)]
+    extras = (0, 1, 2, 7, WINDOW // 2, WINDOW - 2, WINDOW - 1, WINDOW, WINDOW + 1)
+    return [k * size + extra for k in (1, 3) for extra in extras]
 
 
 def test_last_chunks_that_would_be_too_short(chunked: tuple[Server, int], llama_reference: ReferenceModel) -> None:
@@ -117,13 +118,13 @@ def test_several_shortened_prompts_in_one_step(chunked: tuple[Server, int], llam
     running.flush()
     asked = [Ask(tiny_models.prompt(n, seed=2000 + n), keep=0.3, new=4) for n in lengths(chunk)]
     # Short ones between them leave every step another remainder of its budget.
-    asked[3:3] = [Ask(tiny_models.prompt(n, seed=3000 + n), keep=0.5, new=3) for n in (9, 50, 57, 61)]
+    asked[3:3] = [Ask(tiny_models.prompt(n, seed=3000 + n), keep=0.5, new=3) for n in (WINDOW + 1, 50, 57, 61)]
     for one, answer in zip(asked, ask_together(running, asked), strict=True):
         check(answer, expected(llama_reference, one, answer))
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.5])
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 80, 1025])
+@pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 80, 1025])
 def test_odd_sizes(chunked: tuple[Server, int], llama_reference: ReferenceModel, length: int, keep: float) -> None:
     running, _ = chunked
     running.flush()  # the shorter prompts are prefixes of the longer ones
@@ -134,6 +135,7 @@ def test_odd_sizes(chunked: tuple[Server, int], llama_reference: ReferenceModel,
     if answer.kept is not None:
         assert len(answer.kept) == max(int(keep * length), WINDOW)
         assert answer.kept[-WINDOW:] == list(range(length - WINDOW, length))
+        assert (answer.kept[0] == 0) == (len(answer.kept) > WINDOW)
 
 
 def test_nothing_is_left(chunked: tuple[Server, int]) -> None:

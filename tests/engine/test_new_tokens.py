@@ -19,7 +19,7 @@ from tests.engine_server import Server, server
 
 pytestmark = pytest.mark.engine
 
-WINDOW = 8
+WINDOW = 32
 FEW = {"max_new_tokens": 2, "ignore_eos": True}
 KEEP = {"custom_params": {"claa": {"keep_rate": 0.4}}}
 

@@ -22,9 +22,11 @@ QUESTIONS = ("\n\nIn one sentence, this text is about", "\n\nThe first person in
 @pytest.fixture(scope="module")
 def reference(small_model_path: Path) -> ReferenceModel:
     profile = json.loads(PROFILE.read_text())
-    (step,), kernel = profile["steps"], profile.get("pool_kernel", 7)
+    assert profile["ranker"] in ("claa", "claa:paper"), "the reference has these two rules"
+    (step,) = profile["steps"]
+    ranks = {"window": profile.get("window", 32), "pool_kernel": profile.get("pool_kernel", 7)}
     where = {"prune_layer": step["prune_layer"], "score_layers": step["score_layers"]}
-    return ReferenceModel(small_model_path, **where, pool_kernel=kernel)
+    return ReferenceModel(small_model_path, **where, **ranks, paper=profile["ranker"] == "claa:paper")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.tiny_models import VOCAB_SIZE
 pytestmark = pytest.mark.engine
 
 PREFIX = tiny_models.prompt(600, seed=10)
-WINDOW = 8
+WINDOW = 32
 
 
 def question(seed: int, length: int = 40) -> list[int]:

@@ -11,7 +11,7 @@ from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
 
 STEP = PruneStep(prune_layer=3, keep_rate=0.25, score_layers=(1, 2, 3))
-CONFIG = ClaaConfig(steps=(STEP,), num_layers=8, min_prompt_tokens=32)
+CONFIG = ClaaConfig(steps=(STEP,), num_layers=8, window=8, min_prompt_tokens=32)
 SECOND = PruneStep(prune_layer=5, keep_rate=0.125, score_layers=(4, 5))
 
 

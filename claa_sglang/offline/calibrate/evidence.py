@@ -54,9 +54,10 @@ class Evidence:
     """P prompts with at most M tokens that can still be ranked, padded at the end.
 
     Attributes:
-        folds: by family of rankers, fp32 [P, L, M]: the score of a token by one layer (`Fold.fold`), nothing carried.
-            A ranking by several layers is their maximum, and what is carried is carried on that: a rank belongs to the
-            finished ranking, not to a layer. Padding is -inf.
+        folds: by family of rankers, fp32 [P, looks, L, M]: the score of a token by one layer (`Fold.fold`), nothing
+            carried; of a ranker that joins two looks (`rankers.join`) of both. A ranking by several layers is their
+            maximum, and what is carried is carried on that: a rank belongs to the finished ranking, not to a layer.
+            Padding is -inf.
         oracle: fp32 [P, M], share of the prompt's oracle mass. Padding is 0.
         needed: bool [P, M], tokens of the answer. Padding is False.
         window_oracle, window_needed: fp32 [P], the same of the window, which every choice keeps: share and number.
@@ -80,13 +81,19 @@ class Evidence:
 
     @property
     def layers(self) -> int:
-        return next(iter(self.folds.values())).shape[1]
+        return next(iter(self.folds.values())).shape[2]
 
     def ranking(self, spec: RankerSpec, layers: Sequence[int]) -> Tensor:
         """fp32 [P, M]: the ranking that `spec` makes of these layers (at least one). KeyError if it was not folded."""
         fold = self.folds[family(spec)]
-        largest = reduce(torch.maximum, (fold[:, layer] for layer in layers))
-        return ordering.carried(largest, spec.carry, self._strengths, self._ranked) if spec.carry else largest
+        looks = reduce(torch.maximum, (fold[:, :, layer] for layer in layers)).unbind(dim=1)
+        if len(looks) == 1 and not spec.carry:
+            return looks[0]
+        places = [
+            ordering.carried(look, carry, self._strengths, self._ranked)
+            for look, carry in zip(looks, (spec.carry or None, None), strict=False)
+        ]
+        return reduce(torch.maximum, places)
 
     def kept(self, ranking: Tensor, rates: Sequence[float]) -> Kept:
         """What is kept of `ranking`, [P, M], at each rate: as `selection.select` does, so the first token always."""
@@ -120,8 +127,8 @@ class Evidence:
     def after(self, kept: Sequence[Tensor], spec: RankerSpec, scores: Sequence[Tensor]) -> Evidence:
         """What is left after a prune that kept the positions `kept` (indices into M) of each prompt.
 
-        scores: of each prompt, fp32 [L, kept], the fold of `spec` by layers that see the kept tokens only. Rates stay
-        shares of N, and an answer of which something was dropped stays incomplete.
+        scores: of each prompt, fp32 [looks, L, kept], the fold of `spec` by layers that see the kept tokens only.
+        Rates stay shares of N, and an answer of which something was dropped stays incomplete.
         """
         device = self.oracle.device
         return replace(

@@ -11,7 +11,7 @@ from claa_sglang.config.budget import kept_count
 from claa_sglang.offline.calibrate.evidence import Evidence, padded
 from claa_sglang.offline.calibrate.ranker_list import POOL_KERNEL, family
 from claa_sglang.offline.study import PromptStudy
-from claa_sglang.ranking.rankers import Fold, make
+from claa_sglang.ranking.rankers import JOINED, Fold, make
 from claa_sglang.ranking.selection import select
 from claa_sglang.ranking.spec import RankerSpec
 
@@ -34,9 +34,7 @@ def gather(
     totals = torch.tensor([float(marks.sum()) for marks in needed])
     return Evidence(
         folds={
-            one: padded(
-                [fold(study.statistics[ranker_of(one).statistic], one, device) for study in studies], -torch.inf
-            )
+            one: padded([fold(study.statistic(ranker_of(one).statistic), one, device) for study in studies], -torch.inf)
             for one in dict.fromkeys(map(family, rankers))
         },
         oracle=padded([oracle[:-window] for oracle in oracles], 0.0).to(device),
@@ -60,9 +58,13 @@ def ranker_of(spec: RankerSpec) -> Fold:
 
 
 def fold(statistic: Tensor, spec: RankerSpec, device: torch.device | str = "cpu") -> Tensor:
-    """fp32 [L, kv_heads, M] of the spec's statistic -> [L, M] on `device`: each layer's own ranking, not carried."""
+    """fp32 [L, rows, M] of the spec's statistic -> [looks, L, M] on `device`: each layer's own ranking, not carried.
+
+    looks: 2 for a ranker that joins two rankings, whose rows lie one under the other; else 1.
+    """
     ranker = ranker_of(spec)
-    return torch.stack([ranker.fold([layer]) for layer in statistic.to(device)])
+    looks = statistic.to(device).chunk(len(JOINED.get(ranker.statistic, (None,))), dim=1)
+    return torch.stack([torch.stack([ranker.fold([layer]) for layer in look]) for look in looks])
 
 
 def _best_mass(oracle: Tensor, rate: float, window: int) -> Tensor:

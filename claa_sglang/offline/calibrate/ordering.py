@@ -48,15 +48,17 @@ def strengths(counts: Tensor, width: int) -> Tensor:
     return -torch.log((place + 1) / counts[:, None])
 
 
-def carried(rankings: Tensor, loss: float, by_rank: Tensor, counts: Tensor) -> Tensor:
-    """`carry.carry` of each row's first tokens; the reference, and the formula, are there.
+def carried(rankings: Tensor, loss: float | None, by_rank: Tensor, counts: Tensor) -> Tensor:
+    """`carry.carry` of each row's first tokens, or `carry.places` without a loss; the references are there.
 
-    rankings: fp32 [P, M], -inf behind the tokens of a shorter prompt; loss: above 0; by_rank: `strengths` of counts.
+    rankings: fp32 [P, M], -inf behind the tokens of a shorter prompt; loss: above 0, None to carry nothing; by_rank:
+    `strengths` of counts.
     Returns fp32 [P, M], -inf behind the tokens again.
     """
     place = torch.arange(rankings.shape[1], device=rankings.device)
     order = positions(ascending(keys(rankings)))
-    lost = loss * place.double()
-    found = torch.empty_like(by_rank).scatter_(1, order, by_rank).add_(lost)
-    found = torch.cummax(found, dim=1).values.sub_(lost).float()
-    return found.masked_fill_(place >= counts[:, None], -torch.inf)
+    found = torch.empty_like(by_rank).scatter_(1, order, by_rank)
+    if loss is not None:
+        lost = loss * place.double()
+        found = torch.cummax(found.add_(lost), dim=1).values.sub_(lost)
+    return found.float().masked_fill_(place >= counts[:, None], -torch.inf)

@@ -19,11 +19,11 @@ from claa_sglang.offline.calibrate.late_scores import late_statistic
 from claa_sglang.offline.calibrate.studied import Studied
 from claa_sglang.offline.samples import Sample
 from claa_sglang.offline.study import PromptStudy
-from claa_sglang.ranking.rankers import Statistic
+from claa_sglang.ranking.rankers import JOINED, Statistic
 from claa_sglang.ranking.spec import RankerSpec
 
 # Of a prompt, the tokens that a first step kept, its layer p and the last layer l scored after it: that statistic of
-# the layers p+1 to l, fp32 [l - p, kv_heads, kept].
+# the layers p+1 to l, fp32 [l - p, rows, kept].
 SecondScores = Callable[[Sample, PromptStudy, Statistic, Tensor, int, int], Tensor]
 
 
@@ -42,13 +42,14 @@ def after(
 ) -> Evidence:
     """What is left after the step `first`, with scores of the layers between it and `last_layer`, that included."""
     evidence, statistic = studied.evidence, ranker_of(ranker).statistic
+    looks = len(JOINED.get(statistic, (statistic,)))
     kept = evidence.positions(evidence.ranking(ranker, first.score_layers), first.keep_rate)
     scores = []
     for sample, study, positions in zip(studied.samples, studied.studies, kept, strict=True):
-        of_layers = torch.full((evidence.layers, positions.numel()), float("-inf"))
+        of_layers = torch.full((looks, evidence.layers, positions.numel()), float("-inf"))
         if positions.numel():
             seen = second_scores(sample, study, statistic, positions, first.prune_layer, last_layer)
-            of_layers[first.prune_layer + 1 : last_layer + 1] = fold(seen, ranker)
+            of_layers[:, first.prune_layer + 1 : last_layer + 1] = fold(seen, ranker)
         scores.append(of_layers)
     return evidence.after(kept, ranker, scores)
 
@@ -62,7 +63,7 @@ def estimated(
     then 0.2 after 21. Against `seen`, oracle mass of a prompt differed by at most 0.022, and the answer tokens kept not
     at all.
     """
-    return study.statistics[statistic][prune_layer + 1 : last_layer + 1, :, kept]
+    return study.statistic(statistic)[prune_layer + 1 : last_layer + 1, :, kept]
 
 
 def seen(model: Any) -> SecondScores:

@@ -33,6 +33,7 @@ PROFILE = {
     "steps": [{"prune_layer": 19, "keep_rate": 0.3, "score_layers": [17, 18]}],
     "window": 16,
     "pool_kernel": 13,
+    "ranker": "claa:paper",
     "min_prompt_tokens": 256,
     "provenance": {"text": "prose", "date": "2025-11-01"},
 }
@@ -63,10 +64,11 @@ def test_defaults(num_layers: int, prune_layer: int, score_layers: tuple[int, ..
     assert config == ClaaConfig(
         steps=(step,),
         num_layers=num_layers,
-        window=8,
+        window=32,
         pool_kernel=7,
         min_prompt_tokens=1024,
         policy="auto",
+        ranker="claa",
         profile=None,
     )
 
@@ -144,6 +146,7 @@ def test_a_profile_gives_every_value(write) -> None:
     config = resolve(ClaaFlags(profile=path), 30)
     assert config.steps == (PruneStep(prune_layer=19, keep_rate=0.3, score_layers=(17, 18)),)
     assert (config.window, config.pool_kernel, config.min_prompt_tokens) == (16, 13, 256)
+    assert config.ranker == "claa:paper"
     assert config.profile == path
 
 
@@ -154,8 +157,18 @@ def test_an_explicit_flag_wins_over_the_profile(write) -> None:
     assert config.steps == (PruneStep(prune_layer=21, keep_rate=0.5, score_layers=(20, 21)),)
     assert (config.window, config.pool_kernel, config.min_prompt_tokens) == (8, 7, 256)
     assert resolve(ClaaFlags(profile=write(), min_prompt_tokens=0), 30).min_prompt_tokens == 0
+    assert resolve(ClaaFlags(profile=write(), ranker="claa"), 30).ranker == "claa"
     kept = resolve(ClaaFlags(profile=write(), prune_layer=18), 30).steps[0]
     assert kept == PruneStep(prune_layer=18, keep_rate=0.3, score_layers=(17, 18))
+
+
+def test_a_profile_that_names_no_ranker_runs_what_its_calibration_measured(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"version": 1, "model": {"num_layers": 30}, "provenance": {"made by": "claa-sglang calibrate"}}')
+    assert resolve(ClaaFlags(profile=str(path)), 30).ranker == "claa:paper"
+    assert resolve(ClaaFlags(profile=str(path), ranker="claa"), 30).ranker == "claa"
+    path.write_text('{"version": 1, "model": {"num_layers": 30}}')  # by hand: the default
+    assert resolve(ClaaFlags(profile=str(path)), 30).ranker == "claa"
 
 
 def test_a_profile_may_leave_values_out(tmp_path: Path) -> None:
@@ -192,6 +205,8 @@ def test_an_explicit_prune_layer_below_the_profiles_scored_layers(write) -> None
         ({"steps": [{"prune_layer": 29}]}, "--claa-prune-layer 29: must be 0 to 28"),
         ({"steps": [{"prune_layer": 19, "score_layers": [18, 17]}]}, "must ascend"),
         ({"pool_kernel": 4}, "must be odd"),
+        ({"ranker": 7}, "ranker"),
+        ({"ranker": "claa:carry=11"}, "--claa-ranker: .*carry='11' must be a number from 0 to 10"),
     ],
 )  # fmt: skip
 def test_a_bad_profile_is_refused_by_file_and_field(changes: dict, text: str, write) -> None:

@@ -36,7 +36,7 @@ REMEDIES = (
     "Use the profile of this model, or none",
     "correct it, or leave it out",
 )
-DEFAULTS = {"window": 8, "pool_kernel": 7, "min_prompt_tokens": 1024}
+DEFAULTS = {"window": 32, "pool_kernel": 7, "ranker": "claa", "min_prompt_tokens": 1024}
 # One file per test, written anew for every example.
 fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
@@ -62,7 +62,9 @@ def check(file: Path, content: bytes, num_layers: int = LAYERS) -> ClaaConfig | 
     config = resolve(ClaaFlags(profile=str(file)), num_layers)
     written = json.loads(content)
     assert written["version"] == 1 and written["model"]["num_layers"] == num_layers
-    assert {name: getattr(config, name) for name in DEFAULTS} == {k: written.get(k, v) for k, v in DEFAULTS.items()}
+    # A calibration that names no ranker measured the paper's rule.
+    defaults = DEFAULTS | ({"ranker": "claa:paper"} if "made by" in written.get("provenance", {}) else {})
+    assert {name: getattr(config, name) for name in defaults} == {k: written.get(k, v) for k, v in defaults.items()}
     for step, given_step in zip(config.steps, written.get("steps") or [{}], strict=True):
         layer = given_step.get("prune_layer", num_layers // 2 - 1)
         last_four = list(range(max(0, layer - 3), layer + 1))
@@ -198,6 +200,7 @@ def profiles(draw: st.DrawFn) -> dict[str, Any]:
         "steps": st.just(steps),
         "window": st.integers(1, 1024),
         "pool_kernel": st.integers(0, 511).map(lambda n: 2 * n + 1),
+        "ranker": st.sampled_from(["claa", "claa:paper", "claa:carry=0.5,kernel=3", "last-query", "uniform"]),
         "min_prompt_tokens": st.integers(0, 2**31 - 1),
         "provenance": st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))),
     }

@@ -150,7 +150,7 @@ def test_none_is_the_papers_rule_without_a_warning(choice: Callable[..., Choice]
     write("mine.json")
     found = choice(profile="none")
     assert found == choice(made=OTHER, profile="none")
-    assert found.config.profile is None and found.config.profile_origin == "none: the paper's rule"
+    assert found.config.profile is None and found.config.profile_origin == "none: the paper's layers"
     assert found.config.steps[0].score_layers == (11, 12, 13, 14) and not found.warnings
 
 

@@ -222,7 +222,8 @@ def test_the_ranking_the_ranks_agree_on_decides(steps: tuple[PruneStep, ...]) ->
     world.agree = lambda ranking: torch.arange(len(ranking)).float()
     request = world.add(text=1, prompt=20)
     world.extend([(request, 20)])
-    assert kept(request) == [list(range(20 - count, 20)) for count in request.state.plan.kept_counts]
+    # And the first token, which is kept whatever the ranking says.
+    assert kept(request) == [[0, *range(21 - count, 20)] for count in request.state.plan.kept_counts]
 
 
 @TWO_ONLY
@@ -234,8 +235,8 @@ def test_the_second_step_ranks_what_the_first_kept(steps: tuple[PruneStep, ...])
     assert set(second) < set(first) and first[-WINDOW:] == second[-WINDOW:] == list(range(36, 40))
     assert [len(r) for r in world.agreed] == [40 - WINDOW, len(first) - WINDOW]
     # Not the best of the first ranking over again: other layers have been asked.
-    again = torch.sort(world.agreed[0], descending=True).indices[: len(second) - WINDOW]
-    assert set(second[:-WINDOW]) != set(again.tolist())
+    again = torch.sort(world.agreed[0][1:], descending=True).indices[: len(second) - WINDOW - 1] + 1
+    assert first[0] == second[0] == 0 and set(second[1:-WINDOW]) != set(again.tolist())
     listed = [world.table[request.row + i * STRIDE].tolist() for i in (1, 2)]
     assert listed[1][: len(second)] == [listed[0][first.index(p)] for p in second]
 

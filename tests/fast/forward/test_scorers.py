@@ -1,18 +1,41 @@
-"""Which scorer a batch gets, and that each request is ranked by its own ranker."""
+"""Which scorer a batch gets, and that each request is ranked by its own ranker.
+
+The kernels' scorer runs in Triton's interpreter here; on a real GPU: tests/gpu/test_kernels_gpu.py.
+"""
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 
-from claa_sglang.forward.scorers import Scored, TorchScorer, make_scorer
+from claa_sglang.forward.scorers import (
+    KernelRanker,
+    KernelScorer,
+    Scored,
+    SeveralScorers,
+    TorchScorer,
+    in_kernels,
+    make_scorer,
+)
+from claa_sglang.kernels import fold, window_attention
 from claa_sglang.ranking import rankers, spec
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
-from tests.fast.states import CONFIG
+from tests import interpreter
+from tests.fast import states
 
-HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 8, 60
-NAMES = ["claa", "fastkv", "claa:zscore=off,heads=sum", "gemfilter", "last-query", "uniform"]
+HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 16, 60
+CONFIG = msgspec.structs.replace(states.CONFIG, window=16)  # more than the paper's queries
+NAMES = ["claa", "fastkv", "claa:zscore=off,heads=sum", "gemfilter", "last-query", "uniform", "claa:paper"]
+IN_KERNELS = {
+    "claa": KernelRanker(16, True, 7, 0.02),
+    "claa:carry=0": KernelRanker(16, True, 7, 0.0),
+    "claa:paper": KernelRanker(8, False, 7, 0.0),
+    "claa:queries=sum,kernel=13": KernelRanker(8, False, 13, 0.02),
+    "last-query": KernelRanker(1, False, 7, 0.02),
+    "last-query:carry=0.5": KernelRanker(1, False, 7, 0.5),
+}
 
 
 def scored(request: int, ranker: str) -> Scored:
@@ -51,3 +74,48 @@ def test_a_failure_is_the_request_s_own(name: str) -> None:
     assert requests[0].state.progress.error is not None
     scorer.ranking(1)
     assert requests[1].state.progress.error is None
+
+
+@pytest.mark.parametrize("name", IN_KERNELS)
+def test_what_the_kernels_have(name: str) -> None:
+    assert in_kernels(spec.parse(name), CONFIG) == IN_KERNELS[name]
+
+
+def test_a_window_below_the_paper_s_queries_bounds_them() -> None:
+    small = msgspec.structs.replace(CONFIG, window=4)
+    assert in_kernels(spec.parse("claa:paper"), small) == KernelRanker(4, False, 7, 0.0)
+    assert in_kernels(spec.parse("claa"), small) == KernelRanker(4, True, 7, 0.02)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fastkv", "gemfilter", "uniform", "claa:zscore=off", "claa:heads=sum", "claa:pool=after", "last-query:pool=after"],
+)
+def test_what_they_have_not_is_torch(name: str) -> None:
+    assert in_kernels(spec.parse(name), CONFIG) is None
+
+
+def test_the_kernels_rank_as_torch_does_each_ranker_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_attention, "window_mass", interpreter.load("window_attention").window_mass)
+    monkeypatch.setattr(fold, "fold", interpreter.load("fold").fold)
+    torch.manual_seed(1)
+    names = [*IN_KERNELS, "fastkv", "claa"]
+    table = torch.randperm(len(names) * TOKENS).view(len(names), TOKENS).int()
+    requests = [scored(index, name) for index, name in enumerate(names)]
+    groups = {name: [one for one, own in zip(requests, names, strict=True) if own == name] for name in names}
+    assert [len(own) for own in groups.values()] == [2, 1, 1, 1, 1, 1, 1]
+    scorer = SeveralScorers(
+        [
+            (TorchScorer(own, table, CONFIG) if kernel is None else KernelScorer(own, table, CONFIG, kernel), own)
+            for name, own in groups.items()
+            for kernel in [in_kernels(spec.parse(name), CONFIG)]
+        ]
+    )
+    torch_scorer = TorchScorer(requests, table, CONFIG)
+    for _ in range(3):
+        queries = 2 * torch.randn(len(names) * CONFIG.window, HEADS, DIM)
+        keys = 2 * torch.randn(table.numel(), KV_HEADS, DIM)
+        scorer.score(queries, keys, 0.25)
+        torch_scorer.score(queries, keys, 0.25)
+    for index, name in enumerate(names):
+        torch.testing.assert_close(scorer.ranking(index), torch_scorer.ranking(index), rtol=1e-4, atol=1e-4, msg=name)

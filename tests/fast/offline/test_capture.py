@@ -74,6 +74,12 @@ class Truth:
         rows = torch.stack([layer[:, n - queries : n, : n - WINDOW].sum(dim=1) for layer in self.attentions])
         return rows.unflatten(1, (kv_heads, -1)).sum(dim=2)
 
+    def peak(self, window: int, kv_heads: int) -> torch.Tensor:
+        """fp64 [L, kv_heads, N-window]: the most that any of the last `window` prompt rows gives."""
+        n = self.prompt
+        rows = torch.stack([layer[:, n - window : n, : n - window].amax(dim=1) for layer in self.attentions])
+        return rows.unflatten(1, (kv_heads, -1)).amax(dim=2)
+
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_study_is_the_models_own_attention(family: str, home: Path) -> None:
@@ -82,9 +88,14 @@ def test_study_is_the_models_own_attention(family: str, home: Path) -> None:
     made = study.study(model, ids, window=WINDOW, max_answer_tokens=ANSWER)
     assert made.answer == truth.answer
     close = {"rtol": 1e-3, "atol": 1e-5, "check_dtype": False}
+    torch.testing.assert_close(made.statistics["window_peak"], truth.peak(WINDOW, kv_heads=2), **close)
     torch.testing.assert_close(made.statistics["window_mass"], truth.mass(WINDOW, kv_heads=2), **close)
     torch.testing.assert_close(made.statistics["last_mass"], truth.mass(1, kv_heads=2), **close)
     torch.testing.assert_close(made.oracle, torch.tensor(truth.oracle()), **close)
+    # Of a wider window all queries look for a peak, and the last 8 for a mass.
+    wider = study.study(model, ids, window=16, max_answer_tokens=1).statistics
+    torch.testing.assert_close(wider["window_peak"], truth.peak(16, kv_heads=2), **close)
+    torch.testing.assert_close(wider["window_mass"], truth.mass(8, kv_heads=2)[..., : TOKENS - 16], **close)
     mass = made.statistics["window_mass"]
     assert (mass.amax(dim=-1) > 1.5 * mass.mean(dim=-1)).all()  # attention has peaks; flat it would prove little
     assert (made.tokens, made.window, made.layers) == (TOKENS, WINDOW, tiny_models.NUM_LAYERS)
@@ -97,7 +108,7 @@ def test_a_study_ranks_as_the_server_does(llama: Any) -> None:
     capture.greedy_answer(
         llama, ids, lambda layer, q, k, scaling: seen.append((q.clone(), k.clone(), scaling)), max_answer_tokens=1
     )
-    for name in ["claa", "claa:zscore=off,pool=after", "last-query", "fastkv", "gemfilter", "uniform"]:
+    for name in ["claa", "claa:paper", "claa:zscore=off,pool=after", "last-query", "fastkv", "gemfilter", "uniform"]:
         ranker = rankers.make(spec.parse(name))
         scores = [ranker.score_layer(q[-WINDOW:], k, scaling=scaling) for q, k, scaling in seen[2:5]]
         assert torch.equal(made.rank(ranker, [2, 3, 4]), ranker.rank(scores)), name

@@ -12,7 +12,7 @@ from claa_sglang.offline.calibrate.gather import gather, ranker_of
 from claa_sglang.offline.calibrate.ranker_list import RANKERS, read
 from claa_sglang.offline.records import Subject
 from claa_sglang.offline.study import PromptStudy
-from claa_sglang.ranking.carry import carry
+from claa_sglang.ranking.carry import carry, places
 from claa_sglang.ranking.selection import by_rank, select
 from claa_sglang.ranking.spec import RankerSpec
 
@@ -31,14 +31,14 @@ def rankings(seed: int, counts: tuple[int, ...]) -> torch.Tensor:
     return rows
 
 
-@pytest.mark.parametrize("loss", [0.01, 0.02, 0.5])
-def test_all_prompts_at_once_carry_what_one_does(loss: float) -> None:
+@pytest.mark.parametrize("loss", [0.01, 0.02, 0.5, None])
+def test_all_prompts_at_once_carry_what_one_does(loss: float | None) -> None:
     counts = (300, 17, 1, 299)
     rows = rankings(1, counts)
     by_rank = ordering.strengths(torch.tensor(counts), rows.shape[1])
     found = ordering.carried(rows, loss, by_rank, torch.tensor(counts))
     for row, one, count in zip(found, rows, counts, strict=True):
-        assert torch.equal(row[:count], carry(one[:count], loss))
+        assert torch.equal(row[:count], places(one[:count]) if loss is None else carry(one[:count], loss))
         assert (row[count:] == -torch.inf).all()
 
 
@@ -108,6 +108,7 @@ def test_rankers_of_one_family_share_their_folds() -> None:
     assert sorted(map(str, found.folds)) == [
         "claa:carry=0",
         "claa:carry=0,kernel=13",
+        "claa:last=on,carry=0",
         "claa:paper",
         "last-query:carry=0",
     ]
@@ -125,7 +126,7 @@ def test_an_answer_of_which_a_first_step_dropped_a_token_is_never_whole_again() 
         assert torch.equal(first[p], ours[:-WINDOW])
     # The second step ranks by position, so that it keeps the last of what is left.
     drop = [torch.tensor([i for i in row.tolist() if i != 41]) for row in first]
-    scores = [torch.arange(len(row)).float().expand(LAYERS, -1) for row in drop]
+    scores = [torch.arange(len(row)).float().expand(1, LAYERS, -1) for row in drop]
     later = found.after(drop, spec, scores)
     kept = later.kept(later.ranking(spec, [1]), [0.5])
     assert kept.whole[0, 0] == 0 and kept.least[0] == torch.inf

@@ -33,6 +33,7 @@ def _study(oracle: torch.Tensor, mass: torch.Tensor | None = None) -> PromptStud
     ranked = oracle.numel() - WINDOW
     mass = torch.rand(LAYERS, 2, ranked) if mass is None else mass
     statistics = {
+        "window_peak": mass / 16,
         "window_mass": mass,
         "last_mass": mass.flip(0),
         "last_logits": mass.sum(1, keepdim=True),
@@ -57,12 +58,12 @@ def _studies(count: int = 4) -> list[Studied]:
 
 
 def test_measures_by_hand() -> None:
-    # Window of 4 with 0.1 each; budget 0.5 of 12 is 6: two tokens before the window.
+    # Window of 4 with 0.1 each; budget 0.6 of 12 is 7: the first token and two more before the window.
     oracle = torch.tensor([0.5, 0.1, 0.2, 0.4, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1])
     ranking = torch.tensor([8.0, 7, 6, 5, 4, 3, 2, 1])
-    got = measure(_study(oracle), torch.stack((ranking, ranking.flip(0))), 0.5)
-    assert got.recall.tolist() == [0.5, 0.0]  # ours {0, 1} and {6, 7}, the oracle's {0, 3}
-    assert got.mass == pytest.approx([(0.5 + 0.1 + 0.4) / 1.6, 0.4 / 1.6])
+    got = measure(_study(oracle), torch.stack((ranking, ranking.flip(0))), 0.6)
+    assert got.recall == pytest.approx([2 / 3, 1 / 3])  # ours {0, 1, 2} and {0, 6, 7}, the oracle's {0, 2, 3}
+    assert got.mass == pytest.approx([(0.5 + 0.1 + 0.2 + 0.4) / 1.6, (0.5 + 0.4) / 1.6])
     # Ranks of the oracle, ties averaged: 8 5 6 7 2.5 2.5 2.5 2.5.
     oracle_ranks, ranks = [8, 5, 6, 7, 2.5, 2.5, 2.5, 2.5], [8, 7, 6, 5, 4, 3, 2, 1]
     products = sum((a - 4.5) * (b - 4.5) for a, b in zip(oracle_ranks, ranks, strict=True))
@@ -85,7 +86,8 @@ def test_the_oracle_itself_is_the_best_there_is() -> None:
     study = _study(oracle)
     own = oracle[:RANKED]
     got = measure(study, torch.stack((own, -own, *torch.rand(20, RANKED))), 0.3)
-    assert got.rho[:2] == pytest.approx([1, -1]) and got.recall[:2].tolist() == [1, 0]
+    # Of 9 tokens before the window, the first is kept whatever ranks.
+    assert got.rho[:2] == pytest.approx([1, -1]) and got.recall[:2] == pytest.approx([1, 1 / 9])
     assert (got.mass[1:] < got.mass[0]).all()
 
 
@@ -127,16 +129,20 @@ def test_curves_and_summaries_are_means_over_the_right_things() -> None:
 
 
 def test_a_ranker_of_several_layers_reads_the_last_n_up_to_the_layer() -> None:
-    report = rank_report.build(_studies(), ["claa", "fastkv"], keep_rate=0.25, scored=2)
+    names = ["claa", "claa:carry=0", "claa:paper", "fastkv", "claa:paper,heads=sum"]
+    report = rank_report.build(_studies(), names, keep_rate=0.25, scored=2)
     recall = {row.ranker: row.curves["recall"].mean for row in report.rankers}
     good = {name: [layer for layer, value in enumerate(values) if value > 0.6] for name, values in recall.items()}
-    assert good["fastkv"] == [5] and good["claa"] == [5, 6]
+    assert good["fastkv"] == [5] and good["claa:carry=0"] == good["claa:paper"] == [5, 6]
     assert report.by_source.keys() == {"prose", "repeated"} and report.prompts == {"prose": 2, "repeated": 2}
     ablated = [row.ranker for row in report.ablation]
-    assert len(ablated) == len(set(ablated)) == 17
+    assert len(ablated) == len(set(ablated)) == 21
     by_name = {row.ranker: row.curves["recall"].mean for row in report.ablation}
     assert by_name["n=2 claa"] == recall["claa"]
-    assert by_name["n=1 claa:heads=sum"] == pytest.approx(recall["fastkv"])  # z keeps the order of a single row
+    assert by_name["n=2 claa:paper"] == recall["claa:paper"] != by_name["n=2 claa:queries=sum"]
+    alone = rank_report.build(_studies(), names, keep_rate=0.25, scored=1)
+    recall = {row.ranker: row.curves["recall"].mean for row in alone.rankers}
+    assert recall["claa:paper,heads=sum"] == pytest.approx(recall["fastkv"])  # z keeps the order of a single row
 
 
 def test_claa_is_held_against_the_others_and_itself_prompt_by_prompt() -> None:
@@ -148,6 +154,7 @@ def test_claa_is_held_against_the_others_and_itself_prompt_by_prompt() -> None:
     assert [d.other for d in report.effects] == [
         *("n=1 claa", "n=4 claa", "n=8 claa"),
         *("n=2 claa:zscore=off", "n=2 claa:heads=sum", "n=2 claa:pool=after"),
+        *("n=2 claa:carry=0", "n=2 claa:last=on", "n=2 claa:queries=sum"),
     ]
     assert all(d.mean.mean == pytest.approx(means["claa"] - means[d.other]) for d in report.effects)
     assert rank_report.build(_studies(), ["uniform"], keep_rate=0.25, scored=4).differences == []
@@ -171,7 +178,7 @@ def test_answers_are_measured_over_the_prompts_that_name_them() -> None:
 
 def test_an_unusual_n_is_ablated_too() -> None:
     report = rank_report.build(_studies(), ["claa"], keep_rate=0.25, scored=3)
-    assert len(report.ablation) == 21 and report.effects[0].ours == "n=3 claa"
+    assert len(report.ablation) == 25 and report.effects[0].ours == "n=3 claa"
 
 
 def test_rankings_made_elsewhere_stand_beside_the_others() -> None:
@@ -214,7 +221,7 @@ def test_the_command_writes_its_files_and_goes_on_where_it_stopped(
     forwards = []
     loaded.register_forward_hook(lambda *call: forwards.append(call))
     monkeypatch.setattr(models, "load_model", lambda path: (loaded, None))
-    lines = [{"input_ids": tiny_models.prompt(60, seed), "source": "random"} for seed in range(3)]
+    lines = [{"input_ids": tiny_models.prompt(200, seed), "source": "random"} for seed in range(3)]
     (tmp_path / "prompts").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["rank-report", "--model", str(directory), "--prompts", str(tmp_path / "prompts")]
     command += ["--studies", str(tmp_path / "studies"), "--out", str(tmp_path / "out"), "--max-answer-tokens", "2"]
@@ -224,11 +231,11 @@ def test_the_command_writes_its_files_and_goes_on_where_it_stopped(
     assert main(command) == 0
     assert len(forwards) == 6  # the third prompt alone
     report = msgspec.json.decode((tmp_path / "out/rank-report.json").read_bytes(), type=rank_report.Report)
-    assert report.prompts == {"random": 3} and report.tokens == (60, 60) and "torch" in report.versions
+    assert report.prompts == {"random": 3} and report.tokens == (200, 200) and "torch" in report.versions
     assert (tmp_path / "out/rank-report.png").is_file()
     orders = load_rankings(tmp_path / "out/oracle.jsonl")
     assert list(orders) == [prompt.key for prompt in load_prompts(tmp_path / "prompts")]
-    assert all(sorted(order) == list(range(60)) for order in orders.values())
+    assert all(sorted(order) == list(range(200)) for order in orders.values())
 
     def refused(*changed: str) -> str:
         capsys.readouterr()

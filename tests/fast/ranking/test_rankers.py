@@ -120,20 +120,30 @@ def test_any_shape_equals_naive(seed, tokens, window, kv_heads, group, layers, f
     made = _layers(shape, layers, seed)
     ranker = rankers.make(replace(spec.parse(name), zscore=zscore, heads=heads, pool=pool, kernel=kernel))
     switches = {"zscore": zscore, "heads": heads, "pool": pool, "kernel": kernel, **naive_rankers.CLAA_SWITCHES[name]}
-    folded = ranker.fold([ranker.score_layer(layer.q, layer.k, scaling=0.5) for layer in made])
-    expected = naive_rankers.claa(made, 0.5, **{**switches, "loss": 0.0})
-    # z divides by a spread that may be almost nothing: compare where it is not.
-    torch.testing.assert_close(folded, torch.tensor(expected, dtype=torch.float32), rtol=2e-3, atol=2e-3)
-    # What is carried hangs on ranks, which rounding may swap: of the same fold.
-    loss = switches["loss"]
-    _close(_ranked(ranker, made, 0.5), naive_rankers.carried(folded.tolist(), loss) if loss else folded.tolist())
+    scores = [ranker.score_layer(layer.q, layer.k, scaling=0.5) for layer in made]
+    joined = switches.pop("last", False)
+    looks = [dict(switches, loss=0.0)] + ([dict(switches, loss=0.0, queries=1, peaks=False)] if joined else [])
+    folded = [ranker.fold([layer.chunk(len(looks))[i] for layer in scores]) for i in range(len(looks))]
+    for of_look, look in zip(folded, looks, strict=True):
+        expected = torch.tensor(naive_rankers.claa(made, 0.5, **look), dtype=torch.float32)
+        # z divides by a spread that may be almost nothing: compare where it is not.
+        torch.testing.assert_close(of_look, expected, rtol=2e-3, atol=2e-3)
+    # Places hang on ranks, which rounding may swap: of the same fold.
+    loss, (first, *others) = switches["loss"], [of_look.tolist() for of_look in folded]
+    if joined:
+        pairs = zip(
+            naive_rankers.carried(first, loss or math.inf), naive_rankers.carried(others[0], math.inf), strict=True
+        )
+        _close(_ranked(ranker, made, 0.5), [max(pair) for pair in pairs])
+    else:
+        _close(_ranked(ranker, made, 0.5), naive_rankers.carried(first, loss) if loss else first)
 
 
 def test_switches_and_rankers_change_the_order() -> None:
     """Otherwise the comparisons above would prove little."""
     layers = _layers(SHAPES[2])
     names = [*ALL, "claa:zscore=off", "claa:heads=sum", "claa:pool=after", "claa:kernel=3", "last-query:heads=sum"]
-    names += ["claa:paper", "claa:queries=sum", "claa:carry=0", "claa:carry=0.2", "last-query:carry=0"]
+    names += ["claa:paper", "claa:queries=sum", "claa:last=on", "claa:carry=0", "claa:carry=0.2", "last-query:carry=0"]
     orders = [tuple(_ranked(rankers.make(spec.parse(n)), layers, 0.3).argsort().tolist()) for n in names]
     assert len(set(orders)) == len(names)
 
@@ -180,11 +190,13 @@ def test_given_is_what_was_given_and_must_fit() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["claa", "claa:paper", "claa:zscore=off", "claa:pool=after"])
+@pytest.mark.parametrize("name", ["claa", "claa:last=on", "claa:paper", "claa:zscore=off", "claa:pool=after"])
 def test_a_non_finite_head_leaves_the_decision_to_the_others(name: str, bad: float) -> None:
     ranker = rankers.make(spec.parse(f"{name}{',' if ':' in name else ':'}kernel=1"))
     good, broken = torch.tensor([[0.1, 0.4, 0.2]]), torch.tensor([[9.0, bad, 0.0]])
-    assert torch.equal(ranker.rank([torch.cat((broken, good))]), ranker.rank([good]))
+    looks = 2 if ranker.statistic == "peak_and_last" else 1
+    whole, others = torch.cat((broken, good)).repeat(looks, 1), good.repeat(looks, 1)
+    assert torch.equal(ranker.rank([whole]), ranker.rank([others]))
 
 
 @pytest.mark.parametrize("name", [*ALL, "claa:paper", "claa:carry=0"])
@@ -209,10 +221,12 @@ def test_the_first_token_is_kept_by_every_ranker_at_every_rate(name: str, rate: 
     pool=st.sampled_from(["before", "after"]),
     kernel=st.none() | st.integers(0, 511).map(lambda half: 2 * half + 1),
     carry=st.sampled_from([0.0, 0.02, 1e-9, 10.0]) | st.integers(0, 10**10).map(lambda parts: parts / 10**9),
-    queries=st.sampled_from(["max", "sum"]),
+    queries_and_last=st.sampled_from([("max", True), ("max", False), ("sum", False)]),
 )
-def test_a_spec_reads_back_from_its_text(name, zscore, heads, pool, kernel, carry, queries) -> None:
-    values = {"zscore": zscore, "heads": heads, "pool": pool, "kernel": kernel, "carry": carry, "queries": queries}
+def test_a_spec_reads_back_from_its_text(name, zscore, heads, pool, kernel, carry, queries_and_last) -> None:
+    queries, last = queries_and_last
+    values = {"zscore": zscore, "heads": heads, "pool": pool, "kernel": kernel, "carry": carry}
+    values |= {"queries": queries, "last": last}
     made = RankerSpec(name=name, **{switch: values[switch] for switch in spec.SWITCHES[name]})
     assert spec.parse(str(made)) == made
 
@@ -226,6 +240,8 @@ def test_a_spec_reads_back_from_its_text(name, zscore, heads, pool, kernel, carr
         ("claa:queries=sum", "claa:queries=sum"),
         ("claa:carry=0", "claa:carry=0"),
         ("claa:carry=10.000", "claa:carry=10"),
+        ("claa:carry=0,last=on,queries=max", "claa:last=on,carry=0"),
+        ("claa:last=off", "claa"),
         ("last-query:carry=000.05", "last-query:carry=0.05"),
     ],
 )
@@ -264,6 +280,8 @@ def test_the_papers_rule_is_two_switches_of_claa() -> None:
         ("claa:paper,carry=0", "carry is given twice"),
         ("claa:queries=max,paper", "queries is given twice"),
         ("claa:paper=on", "no switch 'paper'"),
+        ("claa:queries=sum,last=off", "last is a switch of queries=max"),
+        ("claa:paper,last=on", "last is a switch of queries=max"),
         ("last-query:paper", "no switch 'paper'"),
         ("last-query:queries=sum", "last-query takes zscore, heads, pool, kernel, carry"),
         ("fastkv:carry=0", "fastkv takes kernel"),

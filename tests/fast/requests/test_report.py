@@ -59,7 +59,7 @@ def test_positions_that_were_never_ranked_are_left_out() -> None:
 
 
 def test_several_steps_are_listed_and_the_first_is_on_top() -> None:
-    config = ClaaConfig(steps=(STEP, SECOND), num_layers=8, min_prompt_tokens=32)
+    config = ClaaConfig(steps=(STEP, SECOND), num_layers=8, window=8, min_prompt_tokens=32)
     values = build_report(pruned(config=config, return_kept=True), 0)
     assert [step["prune_layer"] for step in values["steps"]] == [3, 5]
     assert [len(step["kept"]) for step in values["steps"]] == [20, 10]

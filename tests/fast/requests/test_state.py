@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.requests.options import RequestOptions
-from claa_sglang.requests.state import RequestState
+from claa_sglang.requests.state import RequestState, given_positions
 
 ONE = (PruneStep(prune_layer=3, keep_rate=0.2, score_layers=(2, 3)),)
 TWO = (
@@ -74,6 +74,32 @@ def test_scheduling_starts_again_with_what_was_ranked() -> None:
     progress.reset_scheduling()
     assert progress.late_spans == [(0, 0), (0, 0)] and progress.last_slot is None
     assert progress.kept[0] is kept and progress.late_computed_tokens == 60 and progress.error == "failed"
+
+
+@pytest.mark.parametrize(
+    ("keep", "prompt", "positions"),
+    [
+        ([], 20, [0, *range(12, 20)]),
+        ([3, 15], 20, [0, 3, *range(12, 20)]),
+        ([0, 3, 11], 20, [0, 3, 11, *range(12, 20)]),
+        ([14, 19], 20, [0, *range(12, 20)]),  # what the window has already
+        ([], 9, list(range(9))),
+        ([2], 8, list(range(8))),  # no more than a window
+        ([], 5, list(range(5))),
+    ],
+)
+def test_positions_that_a_client_gives_are_kept_with_the_first_token_and_the_window(
+    keep: list[int], prompt: int, positions: list[int]
+) -> None:
+    assert given_positions(keep, prompt, window=8) == positions
+
+
+@given(prompt=st.integers(1, 60), window=st.integers(1, 12), data=st.data())
+def test_any_positions_stay_in_order(prompt: int, window: int, data: st.DataObject) -> None:
+    keep = sorted(data.draw(st.sets(st.integers(0, prompt - 1))))
+    positions = given_positions(keep, prompt, window)
+    always = {0, *range(max(0, prompt - window), prompt)}
+    assert positions == sorted({*keep, *always})
 
 
 @given(prompt=st.integers(1, 5000), rate=RATES, window=st.integers(1, 64), steps=st.sampled_from([ONE, TWO]))
