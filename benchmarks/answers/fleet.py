@@ -1,0 +1,82 @@
+"""The servers of a run: which they are, and all of them started side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.answers.plan import Plan
+from claa_sglang.tools import servers
+from claa_sglang.tools.cpu_env import cpu_environment
+from claa_sglang.tools.servers import Server
+
+# Everything is pruned that a request asks to have pruned, and the plan's flags alone say how.
+CLAA = ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "0", "--claa-profile", "none")
+
+
+class Wanted(NamedTuple):
+    """One server. stock: without CLAA."""
+
+    model: str
+    gpu: int
+    stock: bool
+    flags: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{'stock' if self.stock else 'claa'}{self.gpu}"
+
+
+def wanted(plan: Plan, paths: Mapping[str, Path], gpus: int, cpu: bool) -> list[Wanted]:
+    """A CLAA server of each model on each of its GPUs, and stock where it is timed.
+
+    The timed pair has the same flags; the others start faster with `answer_only`.
+    """
+    found = []
+    common = ["--log-level", "warning", *(servers.CPU_FLAGS if cpu else ()), *plan.server]
+    for name, model in plan.models.items():
+        start = ["--model-path", str(paths[name]), *common]
+        for place, gpu in enumerate(model.placed(gpus)):
+            timed = model.times is not None and place == 0
+            flags = [*start, *([] if timed else plan.answer_only), *CLAA, *model.claa, *_tokens(model.tokens)]
+            found.append(Wanted(name, gpu, False, tuple(flags)))
+            if timed:
+                found.append(Wanted(name, gpu, True, (*start, *_tokens(model.stock_tokens))))
+    return found
+
+
+def _tokens(most: int | None) -> list[str]:
+    return [] if most is None else ["--max-total-tokens", str(most)]
+
+
+def environment(gpu: int, cpu: bool) -> dict[str, str]:
+    """Of a server on a GPU, and of what asks it, which names its card by this."""
+    return {**cpu_environment(), **servers.ONE_THREAD} if cpu else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+
+
+@contextlib.contextmanager
+def started(fleet: Sequence[Wanted], logs: Path, cpu: bool) -> Iterator[dict[Wanted, Server]]:
+    """All of them, none of which may answer yet. When the block ends they are gone, and their logs are in `logs`."""
+    with contextlib.ExitStack() as running:
+        found = {}
+        for one in fleet:
+            server = running.enter_context(servers.launched(*one.flags, env=environment(one.gpu, cpu)))
+            running.callback(_keep, server, logs / f"{one.name}.log")
+            found[one] = server
+        if len({server.url for server in found.values()}) < len(found):
+            raise RuntimeError("two servers were given the same free port: start the run again")
+        try:
+            yield found
+        finally:
+            # Together: one after the other they would take seconds each.
+            with ThreadPoolExecutor(len(found) or 1) as threads:
+                list(threads.map(servers.stop, [server.process for server in found.values()]))
+
+
+def _keep(server: Server, log: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.copy(server.log_file, log)
