@@ -5,7 +5,7 @@
 A plan (`benchmarks.answers.plan`, `--plan`) says what is asked of which model. In order:
 
 1. Everything that will be needed is looked at: models, packages, flags, ports, disk. What is wrong is printed, and
-   nothing starts.
+   nothing starts. `--check-only` ends here; with `--cpu` it tries a plan where there is no GPU.
 2. All servers start side by side: of each model one with CLAA on each of its GPUs, and stock on the first of them.
    One that does not start ends the run at once, with the end of its log.
 3. Meanwhile prompts are made in many processes, in two forms: with the beginning of the answer, and as a chat ends.
@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with prompts.pool(args.processes) as pool:  # ended at once when the block ends
                 checks.slow(wanted, paths, args.gpus, args.cpu, pool, max(1.0, clock.left_to_ask()))
                 clock.say("everything needed is there")
+                if args.check_only:
+                    return 0
                 failures = run(told, clock, pool)
     except (PlanError, checks.CheckError) as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
@@ -84,6 +86,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--plan", default=plan.DEFAULT, help="JSON file, or a name (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="SGLang's CPU engine, with --gpus lanes")
+    parser.add_argument(
+        "--check-only", action="store_true", help="start nothing; also on a machine without a GPU, with --cpu"
+    )
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--processes",

@@ -25,7 +25,7 @@ from claa_sglang.tasks.generate import TASKS
 from claa_sglang.tools.servers import free_port
 
 PACKAGES = ("sglang", "torch", "transformers", "msgspec", "numpy", "scipy", "requests", "psutil", "tqdm", "rich")
-PACKAGES += ("matplotlib", "wonderwords", "gensim")
+PACKAGES += ("wonderwords", "gensim")
 BYTES_PER_TOKEN = 7  # of a prompt in JSON
 SPARE = 2e9  # bytes of disk for answers, logs and caches of kernels
 LEAST = 30  # seconds of asking
@@ -81,7 +81,10 @@ def _gpus(gpus: int) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"nvidia-smi: {error}; --cpu runs without a GPU"]
     found = sum(line.startswith("GPU ") for line in said.stdout.splitlines())
-    return [f"--gpus {gpus}: nvidia-smi sees {found}"] if found < gpus else []
+    if found < gpus:
+        return [f"--gpus {gpus}: nvidia-smi sees {found}"]
+    seen = os.environ.get(fleet.VISIBLE, "")
+    return [f"--gpus {gpus}: {fleet.VISIBLE} is {seen}"] if seen and len(seen.split(",")) < gpus else []
 
 
 def commands(plan: Plan, gpus: int) -> None:

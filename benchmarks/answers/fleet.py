@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from claa_sglang.tools.servers import Server
 
 # Everything is pruned that a request asks to have pruned, and the plan's flags alone say how.
 CLAA = ("--enable-claa", "--claa-policy", "always", "--claa-min-prompt-tokens", "0", "--claa-profile", "none")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Wanted(NamedTuple):
@@ -54,8 +56,11 @@ def _tokens(most: int | None) -> list[str]:
 
 
 def environment(gpu: int, cpu: bool) -> dict[str, str]:
-    """Of a server on a GPU, and of what asks it, which names its card by this."""
-    return {**cpu_environment(), **servers.ONE_THREAD} if cpu else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    """Of a server on the gpu-th GPU that this process sees, and of what asks it, which names its card by this."""
+    if cpu:
+        return {**cpu_environment(), **servers.ONE_THREAD}
+    seen = [one for one in os.environ.get(VISIBLE, "").split(",") if one]
+    return {VISIBLE: seen[gpu] if seen else str(gpu)}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ of their model, and every card takes shards of the model's prompts, in the order
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from benchmarks.answers.plan import Model
 from benchmarks.answers.prompts import ANSWERS, TURNS, Item
 
 OWN = "claa"  # the server's ranker
-SHARDS = 2  # of a phase, for each card
+SHARDS, LEAST = 2, 4  # of a phase, for each card; prompts in one
 ASKING = 2  # processes for each card and model: while one starts or ends, the other keeps the card busy
 
 
@@ -54,13 +55,12 @@ def work(name: str, model: Model, items: Mapping[str, Sequence[Item]], gpus: int
     if model.turns and chats:
         flags = (*_settings([OWN], model.turns.rates), "--in-flight", str(model.in_flight))
         special.append(Step(f"{name}.turns", chats, (*flags, "--turns", str(model.turns.turns)), turns=True))
-    number = SHARDS * len(model.placed(gpus))
+    most = SHARDS * len(model.placed(gpus))
     flags = (*_settings([OWN], model.rates), "--in-flight", str(max(1, model.in_flight // ASKING)))
     for phase, some in enumerate(phases.phases(main, _entry, model.count, model.seed) if main else []):
         shards += [
             Step(f"{name}.phase{phase}.{place}", shard, flags)
-            for place, shard in enumerate(phases.shards(some, number))
-            if shard
+            for place, shard in enumerate(phases.shards(some, min(most, math.ceil(len(some) / LEAST))))
         ]
     return Work(times, special, shards)
 

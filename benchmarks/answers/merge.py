@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 
 from benchmarks.answers.lanes import OWN
 from benchmarks.answers.plan import Model
-from benchmarks.quality import files, index, recording
+from benchmarks.quality import files, recording
 from benchmarks.quality.answers import Answer, AnswersError, Known, read
 from benchmarks.quality.index import Entry
 from benchmarks.quality.settings import settings
@@ -53,19 +53,17 @@ def answers_of(paths: Iterable[Path]) -> tuple[Known, dict[str, Any], list[str]]
     return known, facts, wrong
 
 
-def save_raw(known: Known, facts: dict[str, Any], entries: Sequence[Entry], answers: Path, index_path: Path) -> None:
-    """As `eval_quality --index INDEX --answers ANSWERS` reads them."""
+def save_raw(known: Known, facts: dict[str, Any], path: Path) -> None:
+    """As `eval_quality --answers` reads them."""
     lines: list[dict[str, Any] | Answer] = [facts, *(known[key] for key in sorted(known))]
-    files.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines), answers)
-    index.save(entries, index_path)
+    files.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines), path)
 
 
 def groups(model: Model, main: list[Entry], chats: list[Entry]) -> list[Group]:
-    """What is counted: every prompt by the server's own ranker; several rankers on some; chats."""
+    """What is counted: every prompt by the server's own ranker; several rankers, where they were asked; chats."""
     found = [Group("", main, [OWN], model.rates)]
     if model.rankers:
-        last = model.seed + model.count - model.rankers.prompts
-        some = [one for one in main if one.length == model.rankers.length and one.seed >= last]
+        some = [one for one in main if one.length == model.rankers.length]
         found.append(Group("rankers", some, model.rankers.rankers, model.rankers.rates))
     if model.turns and chats:
         found.append(Group("turns", with_turns(chats, model.turns.turns), [OWN], model.turns.rates, model.turns.turns))

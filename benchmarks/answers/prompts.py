@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from functools import cache
 from multiprocessing.pool import Pool
@@ -97,6 +98,7 @@ def pool(processes: int) -> Pool:
 
 
 def _alone() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the run, which still counts in these processes
     os.environ.update(ONE_THREAD)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from benchmarks.answers import merge, prompts
 from benchmarks.answers.asking import Failures
 from benchmarks.answers.clock import Clock
 from benchmarks.answers.prompts import Item
+from benchmarks.quality import index
 
 if TYPE_CHECKING:
     from benchmarks.answers.running import Run
@@ -60,7 +62,10 @@ def _raw(told: Run, name: str, made: Mapping[str, Sequence[Item]], pool: Pool, f
         failures.add(f"{name}: {one}")
     main, chats = ([item.entry for item in made.get(use, [])] for use in (prompts.ANSWERS, prompts.TURNS))
     raw = told.out / RAW
-    merge.save_raw(known, facts, [*main, *chats], raw / f"{name}.answers.jsonl.xz", raw / f"{name}.index.jsonl.xz")
+    merge.save_raw(known, facts, raw / f"{name}.answers.jsonl.xz")
+    index.save(main, raw / f"{name}.index.jsonl.xz")
+    if chats:  # an index of their own: their first questions are no prompts of the others' table
+        index.save(chats, raw / f"{name}.turns.index.jsonl.xz")
     if not known:
         failures.add(f"{name}: nothing was answered")
         return name, facts, {}
@@ -107,8 +112,8 @@ def _card(told: Run) -> str:
 
 
 def _draw(record: dict[str, Any], told: Run, name: str, failures: Failures) -> None:
-    """Accuracy against TTFT, where both are there."""
-    if not record.get("cells") or not record.get("ttft"):
+    """Accuracy against TTFT, where both are there, and matplotlib is."""
+    if not record.get("cells") or not record.get("ttft") or importlib.util.find_spec("matplotlib") is None:
         return
     try:
         from benchmarks import eval_quality_plot
