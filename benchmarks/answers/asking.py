@@ -47,7 +47,7 @@ class Failures:
         self.found: list[str] = []
 
     def add(self, what: str) -> None:
-        self.found.append(what[:600])
+        self.found.append(what if len(what) < 1000 else f"{what[:200]} … {what[-800:]}")
         self.clock.say(f"FAILED: {what}")
 
 
@@ -71,11 +71,24 @@ class Asker:
         return self._stopped.is_set() or self._clock.left_to_ask() < LAST
 
     def run(self, step: Step, place: Place) -> bool:
-        """One step to its end, or to the end of asking; whether it came to its end. A failure is noted, not raised."""
-        if self.over:
-            return False
+        """One step to its end, or to the end of asking; whether it came to its end. A failure is noted, not raised.
+
+        A step that fails is tried once more: it goes on where it was, as its answers are kept.
+        """
+        for again in (True, False):
+            if self.over or not place.alive:
+                return False
+            status, seconds, log = self._once(step, place)
+            if status == 0:
+                self._clock.say(f"{step.name}: {len(step.items)} prompts, {seconds:.1f} s")
+                return True
+            self._failed(step, status, seconds, log, again and place.alive)
+        return False
+
+    def _once(self, step: Step, place: Place) -> tuple[int, float, Path]:
+        """Exit status, seconds and log."""
         began, log = self._clock.passed, self._logs / f"{step.name}.log"
-        with tempfile.TemporaryDirectory(dir=self._temp) as home, log.open("wb") as output:
+        with tempfile.TemporaryDirectory(dir=self._temp) as home, log.open("ab") as output:
             prompts = Path(home, "prompts.jsonl")
             prompts.write_bytes(b"".join(item.line + b"\n" for item in step.items))
             seconds = self._clock.left_to_ask() - LAST
@@ -98,20 +111,20 @@ class Asker:
                 servers.stop(process)
             finally:
                 self._running.discard(process)
-        self._say(step, process.returncode, self._clock.passed - began, log)
-        return process.returncode == 0
+        return process.returncode, self._clock.passed - began, log
 
-    def _say(self, step: Step, status: int, seconds: float, log: Path) -> None:
-        how = f"{step.name}: {len(step.items)} prompts, {seconds:.1f} s"
-        if status == 0:
-            self._clock.say(how)
-        elif self.over:
-            self._clock.say(f"{how}, cut short; what was answered counts")
+    def _failed(self, step: Step, status: int, seconds: float, log: Path, again: bool) -> None:
+        if self.over:
+            self._clock.say(f"{step.name}: cut short after {seconds:.1f} s; what was answered counts")
             if step.stock:
                 self._failures.add(f"{step.name}: cut short, so its times are missing")
+            return
+        lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        why = f"{step.name}: exit status {status}: {lines[-1][:300]}; see logs/{log.name}"
+        if again:
+            self._clock.say(f"{why}; once more")
         else:
-            lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            self._failures.add(f"{step.name}: exit status {status}: {lines[-1][:300]}; see logs/{log.name}")
+            self._failures.add(why)
 
 
 def _urls(place: Place) -> tuple[str, str | None]:
@@ -140,8 +153,7 @@ def _await(ready: Future[None], asker: Asker) -> None:
 
 def _in_order(asker: Asker, place: Place, steps: Sequence[Step]) -> None:
     for step in steps:
-        if place.alive:
-            asker.run(step, place)
+        asker.run(step, place)
 
 
 def _model(asker: Asker, place: Place, work: Work, queue: deque[Step]) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
+from multiprocessing import TimeoutError as NotYet
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -141,6 +142,8 @@ def slow(plan: Plan, paths: Mapping[str, Path], gpus: int, cpu: bool, pool: Pool
             raise CheckError(said.strip() or errors.strip()[-2000:])
         if wrong := [f"{one.chunk}: {one.error}" for one in made.get(timeout) if one.error]:
             raise CheckError("\n".join(wrong))
+    except (subprocess.TimeoutExpired, NotYet):
+        raise CheckError(f"checks took more than {timeout:.0f} s: give more --seconds") from None
     finally:
         parsing.kill()
         parsing.wait()

@@ -67,13 +67,15 @@ def environment(gpu: int, cpu: bool) -> dict[str, str]:
 def started(fleet: Sequence[Wanted], logs: Path, cpu: bool) -> Iterator[dict[Wanted, Server]]:
     """All of them, none of which may answer yet. When the block ends they are gone, and their logs are in `logs`."""
     with contextlib.ExitStack() as running:
-        found = {}
+        found: dict[Wanted, Server] = {}
         for one in fleet:
-            server = running.enter_context(servers.launched(*one.flags, env=environment(one.gpu, cpu)))
+            server = None
+            while server is None or server.url in {other.url for other in found.values()}:
+                if server is not None:  # its port is free only as long as the other has not opened it
+                    servers.stop(server.process)
+                server = running.enter_context(servers.launched(*one.flags, env=environment(one.gpu, cpu)))
             running.callback(_keep, server, logs / f"{one.name}.log")
             found[one] = server
-        if len({server.url for server in found.values()}) < len(found):
-            raise RuntimeError("two servers were given the same free port: start the run again")
         try:
             yield found
         finally:

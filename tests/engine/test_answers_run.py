@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,23 @@ def relative(path: Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
+def run(home: Path, model: Path, gpus: int, **changed: Any) -> subprocess.CompletedProcess[str]:
+    """The command, its results in `home / "out"`; changed: of MODEL."""
+    (home / "plan.json").write_text(json.dumps({"finish": FINISH, "models": {model.name: MODEL | changed}}))
+    words = ["--models", relative(model), "--out", relative(home / "out"), "--plan", relative(home / "plan.json")]
+    words += ["--seconds", str(SECONDS), "--cpu", "--gpus", str(gpus), "--processes", "1"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.answers_run", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    print(ran.stdout)
+    return ran
+
+
 @pytest.fixture(scope="module")
 def made(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The directory of results, and what the run printed."""
     home = tmp_path_factory.mktemp("answers-run")
-    model = tiny_model.build_with_tokenizer(home, small_model_path)
-    (home / "plan.json").write_text(json.dumps({"finish": FINISH, "models": {model.name: MODEL}}))
-    words = ["--models", relative(model), "--out", relative(home / "out"), "--plan", relative(home / "plan.json")]
-    command = [sys.executable, "-m", "benchmarks.answers_run", *words, "--seconds", str(SECONDS)]
-    ran = subprocess.run(
-        [*command, "--cpu", "--gpus", "2", "--processes", "1"], cwd=ROOT, capture_output=True, text=True
-    )
-    print(ran.stdout)
+    ran = run(home, tiny_model.build_with_tokenizer(home, small_model_path), gpus=2)
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}\n{logs(home / 'out')}"
     return home / "out", ran.stdout
 
@@ -110,3 +116,18 @@ def test_its_answers_are_counted_again(made: tuple[Path, str], tmp_path: Path) -
     assert [c for c in count("index", "--rankers", *RANKERS) if c["length"] == max(LENGTHS)] == record["rankers"][
         "cells"
     ]
+
+
+def test_a_server_that_does_not_start_ends_the_run(small_model_path: Path, tmp_path: Path) -> None:
+    """At once, with the end of its log, and with records that say so."""
+    model = tiny_model.build_with_tokenizer(tmp_path, small_model_path)
+    (weights,) = model.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    began = time.monotonic()
+    ran = run(tmp_path, model, gpus=1, times=None)
+    assert ran.returncode == 1 and time.monotonic() - began < SECONDS - FINISH - 60, ran.stdout
+    assert "the server exited with status" in ran.stdout and "the end of its log" in ran.stdout
+    assert "SafetensorError" in ran.stdout, "what was wrong"
+    record = json.loads((tmp_path / "out" / f"{model.name}.json").read_text())
+    assert "claa0: the server exited" in record["failures"][0] and "SafetensorError" in record["failures"][0]
+    assert not record.get("cells") and (tmp_path / "out" / "raw").is_dir()

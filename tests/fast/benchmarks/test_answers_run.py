@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import subprocess
 import sys
 from collections import Counter, deque
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from benchmarks import answers_run, eval_quality_plot
-from benchmarks.answers import asking, checks, fleet, lanes, merge, phases, plan, prompts
+from benchmarks.answers import asking, checks, fleet, lanes, merge, phases, plan, prompts, running
 from benchmarks.answers.clock import Clock
 from benchmarks.answers.plan import Model, PlanError
 from benchmarks.answers.prompts import Item
@@ -305,9 +306,42 @@ def test_a_step_ends_with_asking_and_says_why_it_failed(tmp_path: Path, capsys: 
     where = asking.Place("m", 0, url(), None, [])
     item = Item(entries()[0], b"no prompt")
     assert not asker.run(lanes.Step("bad", [item], ()), where)
-    assert "bad: exit status 1: claa_sglang.tasks.record.PromptError" in failures.found[0]
+    assert [text.partition("Error")[0] for text in failures.found] == [
+        "bad: exit status 1: claa_sglang.tasks.record.Prompt"
+    ]
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     asker._running.add(sleeper)
     asker.stop()
     assert sleeper.wait(10) != 0 and not asker.run(lanes.Step("late", [item], ()), where)
-    assert "FAILED: bad" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.index("logs/bad.log; once more") < said.index("FAILED: bad"), "tried twice, on record once"
+
+
+def test_a_step_is_cut_short_at_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that never answers: the process that asks it is gone when asking ends."""
+    prompt = msgspec.json.encode(Prompt(task="a", input_ids=[1], answers=["7"]))
+    clock = Clock(seconds=60, finish=60 - asking.LAST - 3)
+    failures = asking.Failures(clock)
+    asker = asking.Asker(clock, failures, tmp_path / "answers", tmp_path, tmp_path, cpu=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        where = asking.Place("m", 0, type("Silent", (Server,), {"url": url})(), None, [])
+        assert not asker.run(lanes.Step("slow", [Item(entries()[0], prompt)], (), stock=True), where)
+    assert clock.passed < 20 and asker.over and not asker._running
+    assert failures.found == ["slow: cut short, so its times are missing"]
+    assert "what was answered counts" in capsys.readouterr().out
+
+
+def test_a_server_that_is_late_is_on_record() -> None:
+    clock = Clock(seconds=0.1, finish=0)
+    failures, late = asking.Failures(clock), fleet.Wanted("m", 0, False, ())
+    never: Future[None] = Future()
+    running._follow([never], {late: Server()}, {late: never}, clock, failures)  # type: ignore[dict-item]
+    assert failures.found == ["not ready when asking ended: m.claa0"]
+
+
+def test_a_process_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert fleet.environment(1, cpu=False) == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert fleet.environment(1, cpu=False) == {"CUDA_VISIBLE_DEVICES": "6"}
