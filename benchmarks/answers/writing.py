@@ -7,10 +7,11 @@ import importlib.util
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from multiprocessing import TimeoutError as NotYet
-from multiprocessing.pool import Pool
+from multiprocessing.pool import AsyncResult, Pool
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +21,8 @@ from benchmarks.answers.asking import Failures
 from benchmarks.answers.clock import Clock
 from benchmarks.answers.prompts import Item
 from benchmarks.quality import index
+from benchmarks.quality.answers import Known
+from benchmarks.quality.index import Entry
 
 if TYPE_CHECKING:
     from benchmarks.answers.running import Run
@@ -32,31 +35,42 @@ def write(
     told: Run, clock: Clock, pool: Pool, failures: Failures, items: Mapping[str, Mapping[str, Sequence[Item]]]
 ) -> None:
     """Answers of every model first, as all else can be made of them; counting is given up at the deadline."""
-    begun, kept = [], True
+    before = len(failures.found)
+    facts: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, AsyncResult[dict[str, Any]]]] = {}
     for name in told.plan.models:
-        try:
-            begun.append(_raw(told, name, items.get(name, {}), pool, failures))
-        except Exception as error:  # of one model must not take the other's
-            kept = False
-            failures.add(f"{name}: merging: {type(error).__name__}: {error}; its files stay in answers/")
+        facts[name], counts[name] = {}, {}
+        with _noted(f"{name}: merging", failures):
+            known, facts[name], entries = _raw(told, name, items.get(name, {}), failures)
+            for group in merge.groups(told.plan.models[name], *entries) if known else []:
+                counts[name][group.name] = pool.apply_async(merge.count, (group, known))
     clock.say("answers are written")
-    for name, facts, counts in begun:
-        try:
-            record = _record(told, name, facts, clock, failures) | _counted(name, counts, clock, failures)
-            nested = {part: record.pop(part) for part in ("rankers", "turns") if part in record}
-            record |= nested | {"failures": failures.found}
+    for name in told.plan.models:
+        with _noted(f"{name}: record", failures):
+            record = _record(told, name, facts[name], clock)
+            parts = _counted(name, counts[name], clock, failures)
+            record |= parts.pop("", {}) | parts | {"failures": failures.found}
             merge.save_record(record, told.out / f"{name}.json")
-            _draw(record, told, name, failures)
             clock.say(f"{name}.json: {record.get('answered under every setting', 0)} prompts in every setting")
-        except Exception as error:
-            kept = False
-            failures.add(f"{name}: record: {type(error).__name__}: {error}; count {RAW}/ with eval_quality --index")
-    if kept:
+            with _noted(f"{name}.png", failures):  # the record has all that it shows
+                _draw(record, told.out / f"{name}.png")
+    if len(failures.found) == before:
         shutil.rmtree(told.out / "answers", ignore_errors=True)
 
 
-def _raw(told: Run, name: str, made: Mapping[str, Sequence[Item]], pool: Pool, failures: Failures):
-    """Write answers and index; begin to count. Returns what `_record` needs."""
+@contextlib.contextmanager
+def _noted(what: str, failures: Failures) -> Iterator[None]:
+    """A part that fails must not take the others with it."""
+    try:
+        yield
+    except Exception as error:
+        failures.add(f"{what}: {type(error).__name__}: {error}; answers/ is left as it is")
+
+
+def _raw(
+    told: Run, name: str, made: Mapping[str, Sequence[Item]], failures: Failures
+) -> tuple[Known, dict[str, Any], tuple[list[Entry], list[Entry]]]:
+    """Write answers and index. Returns the answers, the server's facts, and the entries of prompts and of chats."""
     known, facts, wrong = merge.answers_of((told.out / "answers" / name).glob("*.answers.jsonl"))
     for one in wrong:
         failures.add(f"{name}: {one}")
@@ -68,12 +82,10 @@ def _raw(told: Run, name: str, made: Mapping[str, Sequence[Item]], pool: Pool, f
         index.save(chats, raw / f"{name}.turns.index.jsonl.xz")
     if not known:
         failures.add(f"{name}: nothing was answered")
-        return name, facts, {}
-    groups = merge.groups(told.plan.models[name], main, chats)
-    return name, facts, {group.name: pool.apply_async(merge.count, (group, known)) for group in groups}
+    return known, facts, (main, chats)
 
 
-def _record(told: Run, name: str, facts: dict[str, Any], clock: Clock, failures: Failures) -> dict[str, Any]:
+def _record(told: Run, name: str, facts: dict[str, Any], clock: Clock) -> dict[str, Any]:
     return {
         "command": told.command,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -88,16 +100,18 @@ def _record(told: Run, name: str, facts: dict[str, Any], clock: Clock, failures:
     }
 
 
-def _counted(name: str, counts: Mapping[str, Any], clock: Clock, failures: Failures) -> dict[str, Any]:
-    """Of the model's groups: that of "" by itself, the others under their names."""
+def _counted(
+    name: str, counts: Mapping[str, AsyncResult[dict[str, Any]]], clock: Clock, failures: Failures
+) -> dict[str, Any]:
+    """Of the model's groups, by name."""
     found: dict[str, Any] = {}
     for group, coming in counts.items():
         try:
-            counted = coming.get(max(0.5, clock.left() - LAST))
+            found[group] = coming.get(max(0.5, clock.left() - LAST))
         except NotYet:
             failures.add(f"{name}: no time to count {group or 'answers'}: eval_quality --index does it from {RAW}/")
-            continue
-        found |= {group: counted} if group else counted
+        except Exception as error:
+            failures.add(f"{name}: counting {group or 'answers'}: {type(error).__name__}: {error}")
     return found
 
 
@@ -111,13 +125,10 @@ def _card(told: Run) -> str:
     return "unknown"
 
 
-def _draw(record: dict[str, Any], told: Run, name: str, failures: Failures) -> None:
+def _draw(record: dict[str, Any], path: Path) -> None:
     """Accuracy against TTFT, where both are there, and matplotlib is."""
     if not record.get("cells") or not record.get("ttft") or importlib.util.find_spec("matplotlib") is None:
         return
-    try:
-        from benchmarks import eval_quality_plot
+    from benchmarks import eval_quality_plot
 
-        eval_quality_plot.draw(record, eval_quality_plot.ALL, eval_quality_plot.ALL, told.out / f"{name}.png")
-    except Exception as error:  # the record has all that it shows
-        failures.add(f"{name}.png: {type(error).__name__}: {error}")
+    eval_quality_plot.draw(record, eval_quality_plot.ALL, eval_quality_plot.ALL, path)

@@ -7,8 +7,10 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter, deque
 from concurrent.futures import Future
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import msgspec
 import pytest
 
 from benchmarks import answers_run, eval_quality_plot
-from benchmarks.answers import asking, checks, fleet, lanes, merge, phases, plan, prompts, running
+from benchmarks.answers import asking, checks, fleet, lanes, merge, phases, plan, prompts, running, writing
 from benchmarks.answers.clock import Clock
 from benchmarks.answers.plan import Model, PlanError
 from benchmarks.answers.prompts import Item
@@ -345,3 +347,39 @@ def test_a_process_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fleet.environment(1, cpu=False) == {"CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert fleet.environment(1, cpu=False) == {"CUDA_VISIBLE_DEVICES": "6"}
+
+
+def finished(out: Path, count: Any = None, left: float = 60) -> tuple[dict[str, Any], list[str]]:
+    """The record of a run that answered everything and timed one length, and its failures."""
+    every, home = entries(lengths=(30,)), out / "answers" / "m"
+    home.mkdir(parents=True)
+    answered(home / "s.answers.jsonl", every, ("dense", "claa 0.2"), "7")
+    (home / "times30.json").write_text(json.dumps({"device": "H", "ttft": [{"length": 30}], "kept_sets": []}))
+    model = Model(lengths=[30], tasks=["a", "b"], count=6, rates=[0.2], gpus=[0])
+    told = running.Run(plan.Plan(models={"m": model}), {}, out, out, 1, True, "python -m benchmarks.answers_run")
+    clock = Clock(left, 0)
+    failures = asking.Failures(clock)
+    with ThreadPool(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_draw", lambda record, path: None)
+        if count:
+            patch.setattr(merge, "count", count)
+        writing.write(told, clock, pool, failures, {"m": {prompts.ANSWERS: [Item(one, b"") for one in every]}})
+    return json.loads((out / "m.json").read_text()), failures.found
+
+
+def test_a_record_has_what_there_is(tmp_path: Path) -> None:
+    record, failures = finished(tmp_path / "whole")
+    assert record["answered under every setting"] == 24 and record["ttft"] and not failures
+    assert record["claa"] == FACTS["claa"] and record["command"].endswith("answers_run")
+    assert not (tmp_path / "whole" / "answers").exists()
+
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError("planted")
+
+    record, failures = finished(tmp_path / "broken", broken)
+    assert record["ttft"] and "cells" not in record and record["failures"] == failures
+    assert failures == ["m: counting answers: ZeroDivisionError: planted"]
+    assert (tmp_path / "broken" / "answers").is_dir() and (tmp_path / "broken" / "raw" / "m.index.jsonl.xz").is_file()
+
+    record, failures = finished(tmp_path / "late", lambda *args: time.sleep(2), left=0)
+    assert record["ttft"] and "no time to count answers" in failures[0]
