@@ -10,7 +10,7 @@ test; over all tasks also how often the answer is dense's to the letter, and the
 lower bound from the likeliest tokens (`quality.statistics`). `--sources-too` has all of it per source of text as well.
 A table says of each task whether it is within one point of dense (`quality.verdicts`). Answers are appended to a file
 as they come: started again, the script asks only for what is missing; without --url and --engine it counts what is in
-`--answers`.
+`--answers`, and `--index` says that an index (`quality.index`) stands in for the prompts.
 
     python -m benchmarks.eval_quality prompts.jsonl.xz --url URL1 URL2 --time --stock-url URL3 --turns 3 --kept-sets 12
 
@@ -40,15 +40,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.quality import kept, recording, tables, timing
+from benchmarks.quality import index, kept, recording, tables, timing
 from benchmarks.quality.answers import Answers, Known, read
 from benchmarks.quality.asking import TOP_LOGPROBS, Job, ask_all, pending
 from benchmarks.quality.endpoints import EngineEndpoint, UrlEndpoint
 from benchmarks.quality.recording import facts_of
 from benchmarks.quality.settings import DEFAULT_RANKER, Rankings, Setting, load_rankings, options, settings
-from benchmarks.quality.statistics import ALL, EVERY_LENGTH, cells
+from benchmarks.quality.statistics import cells
 from benchmarks.quality.turns import conversation, with_turns
-from benchmarks.quality.verdicts import held
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.record import Prompt, load
 
@@ -58,7 +57,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    loaded = {prompt.key: prompt for prompt in load(args.prompts)}
+    loaded = {prompt.key: prompt for prompt in (index.load if args.index else load)(args.prompts)}
     prompts = with_turns(list(loaded.values()), args.turns)
     if len(prompts) < len(loaded):
         print(f"{len(loaded) - len(prompts)} prompts without {args.turns} turns are left out", flush=True)
@@ -69,24 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         known, facts = read(args.answers)
         run, measured = {"count only": True, **facts}, Measured()
-    found = cells(prompts, known, wanted, args.turns)
+    found = [] if args.ask_only else cells(prompts, known, wanted, args.turns)
     tables.show(found, measured.times, measured.kept)
-    whole = [c for c in found if c.task == c.source == ALL and c.length != EVERY_LENGTH and c.turn == 1]
-    counted = {cell.length: cell.n for cell in whole}
     record = {
         "command": "python -m benchmarks.eval_quality " + " ".join(argv),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **run,
-        "prompts": {"count": len(prompts), "tasks": dict(Counter(prompt.task for prompt in prompts))},
-        "answered under every setting": sum(counted.values()),
         "in_flight": args.in_flight,
         "first_token_top": TOP_LOGPROBS,
-        "turns": args.turns,
-        "settings": recording.settings_of(wanted, known.values()),
-        "held": msgspec.to_builtins(held(found)),
         "ttft": msgspec.to_builtins(measured.times),
         "kept_sets": msgspec.to_builtins(measured.kept),
-        "cells": recording.rows_of(found, args.sources_too),
+        **recording.counted(prompts, known, wanted, found, args.turns, args.sources_too),
     }
     recording.write(record, args.out)
     return 0
@@ -148,6 +140,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--profile", help="--claa-profile of the engine (default: none)")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="more options of the engine, as JSON")
+    parser.add_argument("--index", action="store_true", help="PROMPTS is an index of prompts; it can only be counted")
+    parser.add_argument("--ask-only", action="store_true", help="leave counting to another run")
     parser.add_argument("--rankers", nargs="+", default=[DEFAULT_RANKER], help="default: %(default)s")
     parser.add_argument("--given", nargs="+", default=[], metavar="NAME=FILE", help="rankings made elsewhere")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="default: %(default)s")
@@ -179,6 +173,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.url or args.engine or args.answers):
         parser.error("give --url or --engine to ask, or --answers to count what was answered")
+    if args.index and (args.url or args.engine):
+        parser.error("--index: an index holds no prompts to ask; give the prompts, or --answers alone to count")
     if args.rounds < 5:
         parser.error("--rounds: at least 5")
     if args.turns < 1:

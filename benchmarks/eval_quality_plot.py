@@ -92,7 +92,7 @@ def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
         ratios.setdefault((t["length"], ANY, t["keep_rate"]), ratio)
     if not ratios:
         raise PlotError("it has no times: measure with --time")
-    cells = [c for c in record["cells"] if (c["task"], c["source"], c.get("turn", 1)) == (task, source, 1)]
+    cells = [c for c in cells_of(record) if (c["task"], c["source"]) == (task, source)]
     lengths = sorted({cell["length"] for cell in cells} & {length for length, *_ in ratios})
     if not lengths:
         raise PlotError(f"nothing of task {task!r} and source {source!r} has a time")
@@ -109,6 +109,15 @@ def draw(record: dict[str, Any], task: str, source: str, out: Path) -> None:
     figure.savefig(out, dpi=150)
     pyplot.close(figure)
     print(out)
+
+
+def cells_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the first turn and of every form. Where several rankers were asked the same prompts of some lengths
+    besides (`benchmarks.answers_run`), the cells of these lengths are theirs."""
+    more = record.get("rankers", {}).get("cells", [])
+    lengths = {cell["length"] for cell in more}
+    cells = [*(cell for cell in record["cells"] if cell["length"] not in lengths), *more]
+    return [cell for cell in cells if cell.get("turn", 1) == 1 and cell.get("form", ALL) == ALL]
 
 
 def baseline(times: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.quality.files import content_of
+
 
 class AnswersError(RuntimeError):
     """The file of answers cannot be used; the message says what to do."""
@@ -75,8 +77,11 @@ class Answers:
 
 
 def read(path: Path) -> tuple[Known, dict[str, Any]]:
-    """What a file of answers holds, less a last line that was cut off, and of which server. Raises AnswersError."""
-    content = path.read_bytes() if path.exists() else b""
+    """What a file of answers holds, less a last line that was cut off, and of which server. Raises AnswersError.
+
+    The file may be packed (.xz, .gz).
+    """
+    content = content_of(path) if path.exists() else b""
     first, *rest = content[: content.rfind(b"\n") + 1].splitlines() or [b""]
     if not first:
         raise AnswersError(f"{path}: no answers there; give --url or --engine to ask for them")

@@ -133,11 +133,12 @@ class UrlEndpoint:
 
 def _device(url: str, info: Mapping[str, Any]) -> str:
     """What a server runs on: on this machine the GPU's name, elsewhere what SGLang says ("cuda")."""
+    device = str(info.get("device", "unknown"))
+    if device != "cuda" or urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        return device
     import torch
 
-    device = str(info.get("device", "unknown"))
-    here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return torch.cuda.get_device_name() if here and device == "cuda" and torch.cuda.is_available() else device
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else device
 
 
 def request_body(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.quality.answers import Answer
+from benchmarks.quality.answers import Answer, Known
 from benchmarks.quality.settings import Setting
-from benchmarks.quality.statistics import ALL, Cell
+from benchmarks.quality.statistics import ALL, EVERY_LENGTH, Cell
+from benchmarks.quality.turns import Graded
+from benchmarks.quality.verdicts import held
 from claa_sglang.offline.interval import Interval
 
 LIMIT = 300_000  # bytes of a file
@@ -50,8 +53,35 @@ def settings_of(settings: Sequence[Setting], answers: Iterable[Answer]) -> list[
     ]
 
 
+def counted(
+    prompts: Sequence[Graded],
+    known: Known,
+    wanted: Sequence[Setting],
+    found: Sequence[Cell],
+    turns: int = 1,
+    sources_too: bool = False,
+) -> dict[str, Any]:
+    """What is on record of answers. found: `statistics.cells` of the same prompts, answers, settings and turns."""
+    whole = [c for c in found if c.task == c.source == c.form == ALL and c.length != EVERY_LENGTH and c.turn == 1]
+    forms = Counter(prompt.form for prompt in prompts)
+    return {
+        "prompts": {
+            "count": len(prompts),
+            "tasks": dict(Counter(prompt.task for prompt in prompts)),
+            "forms": dict(forms),
+        },
+        "answered under every setting": sum({cell.length: cell.n for cell in whole}.values()),
+        "turns": turns,
+        "settings": settings_of(wanted, known.values()),
+        "held": msgspec.to_builtins(held(found)),
+        "cells": rows_of(found, sources_too),
+    }
+
+
 def rows_of(cells: Sequence[Cell], sources_too: bool) -> list[dict[str, Any]]:
-    """Cells without what is not there, nor `turn` where it is the first; an interval is [mean, low, high].
+    """Cells without what is not there, nor `turn` where it is the first, nor `form` where it is all.
+
+    An interval is [mean, low, high].
 
     Without `sources_too`, cells of a single source are left out, and a single task's agreement and divergence.
     """
@@ -65,6 +95,8 @@ def rows_of(cells: Sequence[Cell], sources_too: bool) -> list[dict[str, Any]]:
                 row["to_dense"].pop(name, None)
         if cell.turn == 1:
             del row["turn"]
+        if cell.form == ALL:
+            del row["form"]
         rows.append(row)
     return rows
 
@@ -92,11 +124,16 @@ def text_of(record: dict[str, Any]) -> str:
         return json.dumps(value, separators=(",", ":"))
 
     def lines(value: Any) -> str:
-        return "[\n" + ",\n".join(map(line, value)) + "\n]" if isinstance(value, list) and value else line(value)
+        if isinstance(value, list) and value:
+            return "[\n" + ",\n".join(map(line, value)) + "\n]"
+        if isinstance(value, dict) and any(isinstance(inner, list) for inner in value.values()):
+            return fields(value)
+        return line(value)
 
-    return (
-        "{\n" + ",\n".join(f"{json.dumps(name)}: {lines(value)}" for name, value in rounded(record).items()) + "\n}\n"
-    )
+    def fields(value: dict[str, Any]) -> str:
+        return "{\n" + ",\n".join(f"{json.dumps(name)}: {lines(inner)}" for name, inner in value.items()) + "\n}"
+
+    return fields(rounded(record)) + "\n"
 
 
 def write(record: dict[str, Any], path: Path) -> None:

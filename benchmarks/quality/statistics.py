@@ -15,14 +15,14 @@ from scipy import stats
 
 from benchmarks.quality.answers import Answer
 from benchmarks.quality.settings import DENSE, Setting
-from benchmarks.quality.turns import Question, questions
+from benchmarks.quality.turns import Graded, Question, questions
 from claa_sglang.offline.interval import CONFIDENCE, Interval
 from claa_sglang.tasks.grade import grade
-from claa_sglang.tasks.record import Prompt
 
 RESAMPLES = 2000
-ALL = "all"  # tasks, or sources: every prompt counts once
+ALL = "all"  # tasks, sources or forms: every prompt counts once
 EVERY_LENGTH = 0
+Group = tuple[int, str, str, str, int]  # turn, task, source, form, length
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +53,9 @@ class Tokens(msgspec.Struct, frozen=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Results of one setting over n prompts of one task, source and length (ALL, EVERY_LENGTH).
 
-    turn: of the chat; 1 is the first question. lead: accuracy of the first ranker at the same keep rate, less this
-    one's, paired; None for the first and dense. tokens: None if only first questions were asked.
+    form: `Prompt.form`, in cells over all sources. turn: of the chat; 1 is the first question. lead: accuracy of the
+    first ranker at the same keep rate, less this one's, paired; None for the first and dense. tokens: None if only
+    first questions were asked.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ranker: str
     keep_rate: float
     n: int
+    form: str = ALL
     turn: int = 1
     accuracy: Interval
     to_dense: Comparison | None = None
@@ -71,25 +73,28 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cells(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Graded],
     known: Mapping[tuple[str, str], Answer],
     settings: Sequence[Setting],
     turns: int = 1,
 ) -> list[Cell]:
     """A cell per turn, task, source, length and setting; others over all tasks, sources, or several lengths.
 
+    Where prompts have several forms, each has cells of its own, over all sources.
+
     known: by turn key and setting name. Questions that are not answered under every setting are left out, so that all
     settings are judged on the same ones. Questions without expected answers are left out as well.
     """
-    groups: dict[tuple[int, str, str, int], list[Question]] = defaultdict(list)
+    groups: dict[Group, list[Question]] = defaultdict(list)
     several = len({prompt.length for prompt in prompts}) > 1
+    forms = len({prompt.form for prompt in prompts}) > 1
     first = next((setting.ranker for setting in settings if not setting.dense), None)
     for one in questions(prompts, turns):
         if one.answers and all((one.key, setting.name) in known for setting in settings):
             for task in (one.task, ALL):
-                for source in (one.source, ALL):
+                for source, form in ((one.source, ALL), (ALL, ALL), *([(ALL, one.form)] if forms else [])):
                     for length in (one.length, EVERY_LENGTH) if several else (one.length,):
-                        groups[one.turn, task, source, length].append(one)
+                        groups[one.turn, task, source, form, length].append(one)
     return [
         _cell(group, members, setting, known, first, counted=turns > 1)
         for group, members in sorted(groups.items())
@@ -98,7 +103,7 @@ def cells(
 
 
 def _cell(
-    group: tuple[int, str, str, int],
+    group: Group,
     asked: Sequence[Question],
     setting: Setting,
     known: Mapping[tuple[str, str], Answer],
@@ -115,7 +120,7 @@ def _cell(
         theirs = [known[one.key, Setting(first, setting.keep_rate).name] for one in asked]
         lead = mean(_scores(asked, theirs) - scores)
     return Cell(
-        **dict(zip(("turn", "task", "source", "length"), group, strict=True)),
+        **dict(zip(("turn", "task", "source", "form", "length"), group, strict=True)),
         ranker=setting.ranker,
         keep_rate=setting.keep_rate,
         n=len(asked),

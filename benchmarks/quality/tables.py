@@ -39,15 +39,18 @@ def show(cells: Sequence[Cell], times: Sequence[Ttft], kept: Sequence[KeptSets])
 def _accuracy(ranker: str, cells: Sequence[Cell]) -> Table:
     rates = sorted({cell.keep_rate for cell in cells if cell.ranker == ranker})
     title = f"{ranker}: accuracy in %, and its difference to dense with a 95 % interval, in points"
-    table = Table("turn", "task", "source", "tokens", "n", "dense", *(f"keep {rate:g}" for rate in rates), title=title)
-    found = {(c.turn, c.task, c.source, c.length, c.ranker, c.keep_rate): c for c in cells}
+    forms = ["form"] if any(cell.form != ALL for cell in cells) else []
+    columns = "turn", "task", "source", *forms, "tokens", "n", "dense", *(f"keep {rate:g}" for rate in rates)
+    table = Table(*columns, title=title)
+    found = {(c.turn, c.task, c.source, c.form, c.length, c.ranker, c.keep_rate): c for c in cells}
     for cell in cells:
         if cell.ranker != DENSE_NAME or (cell.task == ALL) != (cell.source == ALL):
             continue
-        where = cell.turn, cell.task, cell.source, cell.length
+        where = cell.turn, cell.task, cell.source, cell.form, cell.length
         pruned = [found[*where, ranker, rate] for rate in rates]
         shown = [f"{_percent(one.accuracy.mean)}  {_points(one)}" for one in pruned]
-        named = str(cell.turn), cell.task, cell.source, _length(cell), str(cell.n)
+        form = [cell.form] if forms else []
+        named = str(cell.turn), cell.task, cell.source, *form, _length(cell), str(cell.n)
         table.add_row(*named, _percent(cell.accuracy.mean), *shown)
     return table
 
@@ -73,7 +76,7 @@ def _turns(cells: Sequence[Cell]) -> Table:
     title = "tokens of each turn's prompt: medians over all tasks"
     table = Table("tokens", "ranker", "keep", "turn", "n", "prompt", "early cached", "late computed", title=title)
     for cell in sorted(cells, key=lambda c: (c.length, c.ranker, c.keep_rate, c.turn)):
-        if cell.task == cell.source == ALL and cell.length != EVERY_LENGTH and cell.tokens is not None:
+        if cell.task == cell.source == cell.form == ALL and cell.length != EVERY_LENGTH and cell.tokens is not None:
             late = "" if cell.tokens.late_computed is None else f"{cell.tokens.late_computed:g}"
             counts = f"{cell.tokens.prompt:g}", f"{cell.tokens.early_cached:g}", late
             table.add_row(_length(cell), cell.ranker, f"{cell.keep_rate:g}", str(cell.turn), str(cell.n), *counts)
@@ -96,7 +99,7 @@ def _leads(cells: Sequence[Cell], first: str) -> Table:
     lengths = {cell.length for cell in cells}
     total = EVERY_LENGTH if EVERY_LENGTH in lengths else max(lengths)
     for cell in cells:
-        if cell.lead is not None and cell.source == ALL and cell.length == total and cell.turn == 1:
+        if cell.lead is not None and cell.source == cell.form == ALL and (cell.length, cell.turn) == (total, 1):
             shown = cell.ranker, f"{cell.keep_rate:g}", cell.task, _length(cell), str(cell.n)
             table.add_row(*shown, _interval(cell.lead))
     return table
@@ -110,7 +113,7 @@ def _answers(cells: Sequence[Cell]) -> Table:
     )
     for cell in cells:
         beside = cell.to_dense
-        if cell.task == ALL and cell.source == ALL and beside is not None:
+        if cell.task == cell.source == cell.form == ALL and beside is not None:
             kl = f"{_range(beside.first_token_kl)}, n = {beside.first_token_n}" if beside.first_token_kl else ""
             table.add_row(
                 *(cell.ranker, f"{cell.keep_rate:g}", _length(cell), str(cell.turn), str(cell.n)),

@@ -9,11 +9,15 @@ their text, as the answers before them may differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from benchmarks.quality.index import Entry
 from claa_sglang.tasks.record import Message, Prompt
+
+Graded = Prompt | Entry  # both have what grading needs
+P = TypeVar("P", Prompt, Entry)
 
 
 class TurnsError(ValueError):
@@ -26,6 +30,7 @@ class Question(NamedTuple):
     key: str
     task: str
     source: str
+    form: str
     length: int
     turn: int
     answers: list[str]
@@ -37,23 +42,28 @@ def turn_key(key: str, turn: int) -> str:
     return key if turn == 1 else f"{key}/{turn}"
 
 
-def questions(prompts: Sequence[Prompt], turns: int) -> list[Question]:
+def questions(prompts: Sequence[Graded], turns: int) -> list[Question]:
     """The first `turns` turns of every prompt, the follow-ups it lacks left out."""
     return [
-        Question(turn_key(prompt.key, turn), prompt.task, prompt.source, prompt.length, turn, answers, prompt.exact)
-        for prompt in prompts
-        for turn, answers in enumerate([prompt.answers, *(one.answers for one in prompt.followups)][:turns], 1)
+        Question(turn_key(one.key, turn), one.task, one.source, one.form, one.length, turn, answers, one.exact)
+        for one in prompts
+        for turn, answers in enumerate(_expected(one)[:turns], 1)
     ]
 
 
-def with_turns(prompts: Sequence[Prompt], turns: int) -> list[Prompt]:
-    """Those prompts that have so many turns. Raises TurnsError if none has, or one is no chat."""
+def _expected(prompt: Graded) -> list[list[str]]:
+    """The answers of every turn."""
+    return [prompt.answers, *(one.answers for one in prompt.followups)]
+
+
+def with_turns(prompts: Sequence[P], turns: int) -> list[P]:
+    """Those prompts that have so many turns. Raises TurnsError if none has, or one to be asked is no chat."""
     if turns == 1:
         return list(prompts)
     found = [prompt for prompt in prompts if len(prompt.followups) >= turns - 1]
     if not found:
         raise TurnsError(f"no prompt has {turns - 1} follow-ups: ask for multi-key or the copies in claa-sglang tasks")
-    if not all(prompt.messages for prompt in found):
+    if not all(prompt.messages for prompt in found if isinstance(prompt, Prompt)):
         raise TurnsError("a prompt without messages cannot go on: make the prompts without --token-ids")
     return found
 

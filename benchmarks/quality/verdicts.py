@@ -40,8 +40,9 @@ def verdict(cell: Cell) -> Verdict:
 
 
 def judged(cells: Sequence[Cell]) -> list[Cell]:
-    """Pruned cells of one task and one length, whatever the source of text."""
-    return [c for c in cells if c.to_dense is not None and c.source == ALL != c.task and c.length != EVERY_LENGTH]
+    """Pruned cells of one task and one length, whatever the source of text and the form."""
+    whole = (c for c in cells if c.source == c.form == ALL != c.task and c.length != EVERY_LENGTH)
+    return [c for c in whole if c.to_dense is not None]
 
 
 def held(cells: Sequence[Cell]) -> list[Held]:

@@ -16,6 +16,7 @@ from typing import IO, Literal, cast
 import msgspec
 
 USER = "user"  # task and source of prompts that no generator made
+PREFIX, CHAT = "prefix", "chat"  # forms of a prompt
 
 
 class PromptError(ValueError):
@@ -78,6 +79,11 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """16 hex digits that name what is sent to the model, and the answers, needles and labels not."""
         sent = msgspec.json.encode([self.messages, self.prompt, self.input_ids, self.answer_prefix])
         return hashlib.sha256(sent).hexdigest()[:16]
+
+    @property
+    def form(self) -> str:
+        """How the prompt ends: PREFIX: with the beginning of its answer; CHAT: without, as a chat does."""
+        return PREFIX if self.answer_prefix else CHAT
 
 
 def load(path: Path) -> list[Prompt]:
