@@ -59,6 +59,7 @@ class Asker:
         self._answers, self._logs, self._temp = answers, logs, temp
         self._stopped = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
+        self.begun: set[str] = set()  # names of steps
 
     def stop(self) -> None:
         """End what runs; nothing is begun any more."""
@@ -78,6 +79,7 @@ class Asker:
         for again in (True, False):
             if self.over or not place.alive:
                 return False
+            self.begun.add(step.name)
             status, seconds, log = self._once(step, place)
             if status == 0:
                 self._clock.say(f"{step.name}: {len(step.items)} prompts, {seconds:.1f} s")

@@ -59,6 +59,8 @@ def run(told: Run, clock: Clock, pool: Pool) -> list[str]:
         finally:
             asker.stop()
             wait(on_lanes, timeout=5)
+            if on_lanes and prepared.done() and not prepared.exception():
+                note_missing(prepared.result()[0], asker.begun, failures)
             writing.write(told, clock, pool, failures, items)
     return failures.found
 
@@ -122,6 +124,16 @@ def _lane(gpu: int, places: Sequence[Place], told: Run, asker: Asker, prepared: 
             times=whole.times if gpu == on[0] else [], special=whole.special if gpu == on[-1] else []
         )
     asking.lane(asker, places, here, queues)
+
+
+def note_missing(work: Mapping[str, Work], begun: set[str], failures: Failures) -> None:
+    """Steps that were never begun: times, rankers and turns each, shards by their prompts."""
+    for name, one in work.items():
+        for step in (*one.times, *one.special):
+            if step.name not in begun:
+                failures.add(f"{step.name}: never begun")
+        if left := sum(len(step.items) for step in one.shards if step.name not in begun):
+            failures.add(f"{name}: {left} prompts were never asked")
 
 
 def _follow(

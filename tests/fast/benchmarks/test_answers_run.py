@@ -383,3 +383,11 @@ def test_a_record_has_what_there_is(tmp_path: Path) -> None:
 
     record, failures = finished(tmp_path / "late", lambda *args: time.sleep(2), left=0)
     assert record["ttft"] and "no time to count answers" in failures[0]
+
+
+def test_what_was_never_begun_is_on_record() -> None:
+    some = items(lengths=(30,))
+    steps = [lanes.Step(name, some, ()) for name in ("t30", "t20", "ranked", "s0", "s1")]
+    failures = asking.Failures(Clock(1, 0))
+    running.note_missing({"m": lanes.Work(steps[:2], steps[2:3], steps[3:])}, {"t30", "s1"}, failures)
+    assert failures.found == ["t20: never begun", "ranked: never begun", "m: 24 prompts were never asked"]
