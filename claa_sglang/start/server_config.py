@@ -23,6 +23,9 @@ def flags_of(server_args: Any) -> ClaaFlags:
     return ClaaFlags(**{name: written(name, getattr(server_args, f"claa_{name}")) for name in HELP})
 
 
+KEPT = "_claa_choice"  # the attribute of the record of arguments that keeps what was chosen
+
+
 def config_of(server_args: Any) -> ClaaConfig:
     """The configuration of this server; see `choice_of`."""
     return choice_of(server_args).config
@@ -34,10 +37,10 @@ def choice_of(server_args: Any) -> Choice:
     Made once, in the process that runs the server, and kept on the record: child processes get it with the record,
     so profile files that change meanwhile cannot make two of them disagree. Raises ConfigError.
     """
-    choice = getattr(server_args, "_claa_choice", None)
+    choice: Choice | None = getattr(server_args, KEPT, None)
     if choice is None:
         choice = choose(flags_of(server_args), _model(server_args))
-        server_args._claa_choice = choice
+        setattr(server_args, KEPT, choice)
     return choice
 
 

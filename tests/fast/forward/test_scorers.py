@@ -12,6 +12,7 @@ import torch
 from claa_sglang.forward.scorers import (
     KernelRanker,
     KernelScorer,
+    Look,
     Scored,
     SeveralScorers,
     TorchScorer,
@@ -28,13 +29,16 @@ from tests.fast import states
 HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 16, 60
 CONFIG = msgspec.structs.replace(states.CONFIG, window=16)  # more than the paper's queries
 NAMES = ["claa", "fastkv", "claa:zscore=off,heads=sum", "gemfilter", "last-query", "uniform", "claa:paper"]
+WINDOW, PAPER, LAST = Look(16, peaks=True), Look(8, peaks=False), Look(1, peaks=False)
 IN_KERNELS = {
-    "claa": KernelRanker(16, True, 7, 0.02),
-    "claa:carry=0": KernelRanker(16, True, 7, 0.0),
-    "claa:paper": KernelRanker(8, False, 7, 0.0),
-    "claa:queries=sum,kernel=13": KernelRanker(8, False, 13, 0.02),
-    "last-query": KernelRanker(1, False, 7, 0.02),
-    "last-query:carry=0.5": KernelRanker(1, False, 7, 0.5),
+    "claa": KernelRanker((WINDOW,), 7, 0.02),
+    "claa:carry=0": KernelRanker((WINDOW,), 7, 0.0),
+    "claa:last=on": KernelRanker((WINDOW, LAST), 7, 0.02),
+    "claa:last=on,carry=0": KernelRanker((WINDOW, LAST), 7, 0.0),
+    "claa:paper": KernelRanker((PAPER,), 7, 0.0),
+    "claa:queries=sum,kernel=13": KernelRanker((PAPER,), 13, 0.02),
+    "last-query": KernelRanker((LAST,), 7, 0.02),
+    "last-query:carry=0.5": KernelRanker((LAST,), 7, 0.5),
 }
 
 
@@ -83,8 +87,8 @@ def test_what_the_kernels_have(name: str) -> None:
 
 def test_a_window_below_the_paper_s_queries_bounds_them() -> None:
     small = msgspec.structs.replace(CONFIG, window=4)
-    assert in_kernels(spec.parse("claa:paper"), small) == KernelRanker(4, False, 7, 0.0)
-    assert in_kernels(spec.parse("claa"), small) == KernelRanker(4, True, 7, 0.02)
+    assert in_kernels(spec.parse("claa:paper"), small) == KernelRanker((Look(4, peaks=False),), 7, 0.0)
+    assert in_kernels(spec.parse("claa"), small) == KernelRanker((Look(4, peaks=True),), 7, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_the_kernels_rank_as_torch_does_each_ranker_beside_the_others(monkeypatc
     table = torch.randperm(len(names) * TOKENS).view(len(names), TOKENS).int()
     requests = [scored(index, name) for index, name in enumerate(names)]
     groups = {name: [one for one, own in zip(requests, names, strict=True) if own == name] for name in names}
-    assert [len(own) for own in groups.values()] == [2, 1, 1, 1, 1, 1, 1]
+    assert [len(own) for own in groups.values()] == [2, *[1] * len(IN_KERNELS)]
     scorer = SeveralScorers(
         [
             (TorchScorer(own, table, CONFIG) if kernel is None else KernelScorer(own, table, CONFIG, kernel), own)

@@ -19,6 +19,7 @@ from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.config.profile_choice import Choice
 from claa_sglang.config.profile_weights import of_checkpoint
 from claa_sglang.patches.weights import samples, say_profile
+from claa_sglang.start.server_config import KEPT
 from tests import tiny_models
 from tests.tiny_models import NUM_LAYERS, SHAPE, VOCAB_SIZE
 
@@ -113,7 +114,7 @@ def test_one_line_says_which_profile_runs_and_whether_it_is_of_these_weights(
     own = of_checkpoint(checkpoint)
     stated = {"own": own, "another": {**own, "embedding": "0", "down": "1"}, "unknown kinds": {"gate": "2"}}
     config = ClaaConfig(steps=(STEP,), num_layers=NUM_LAYERS, profile="/p/x.json", profile_origin="auto: shipped")
-    runner.server_args._claa_choice = Choice(config, stated.get(weights) if weights else None, ())
+    setattr(runner.server_args, KEPT, Choice(config, stated.get(weights) if weights else None, ()))
     with caplog.at_level(logging.INFO), get_parallel().override(tp_rank=0, dp_rank=1):
         say_profile(runner)
     assert not caplog.records, "of several replicas the first one says it"
