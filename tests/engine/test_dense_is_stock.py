@@ -28,7 +28,7 @@ SINGLE = {
     "the same again": BASE,
     "another end": BASE[:500] + tiny_models.prompt(60, seed=81),
     "a longer one": BASE + tiny_models.prompt(300, seed=82),
-    "short": tiny_models.prompt(20, seed=83),
+    "short": tiny_models.prompt(45, seed=83),  # longer than the window, so that it can be pruned
     "one token": [7],
 }
 # No two of them share anything but what is cached before: who computes a shared part would depend on arrival times.
