@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,41 +18,42 @@ from claa_sglang.kernels.layout import Row
 
 def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> Tensor:
     """q [W, heads, d], k [N, kv_heads, d], N > W -> fp32 [kv_heads, N-W]; see scoring.window_scores."""
-    window, heads, _ = q.shape
-    tokens, kv_heads, _ = k.shape
-    ranked = tokens - window
-    q64, k64 = q.double().cpu(), k.double().cpu()
-    out = torch.zeros(kv_heads, ranked, dtype=torch.float64)
-    for head in range(heads):
-        kv_head = head // (heads // kv_heads)
-        mass = torch.zeros(tokens, dtype=torch.float64)
-        for row in range(window):
-            visible = ranked + row + 1  # the query at ranked + row sees itself and what is before it
-            logits = scaling * (k64[:visible, kv_head] @ q64[row, head])
-            weights = torch.exp(logits - logits.max())
-            mass[:visible] += weights / weights.sum()
-        for position, pooled in enumerate(_average_pool(mass[:ranked].tolist(), pool_kernel)):
+    ranked = k.shape[0] - q.shape[0]
+    out = torch.zeros(k.shape[1], ranked, dtype=torch.float64)
+    for kv_head, looks in _looks(q, k, scaling):
+        mass = [math.fsum(column) for column in zip(*looks, strict=True)]
+        for position, pooled in enumerate(_average_pool(mass, pool_kernel)):
             out[kv_head, position] += pooled
     return out.float().to(q.device)
 
 
 def window_peaks(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
     """q [W, heads, d], k [N, kv_heads, d], N > W -> fp32 [kv_heads, N-W]; see scoring.window_peaks."""
-    window, heads, _ = q.shape
-    tokens, kv_heads, _ = k.shape
-    ranked = tokens - window
-    q64, k64 = q.double().cpu(), k.double().cpu()
-    out = torch.zeros(kv_heads, ranked, dtype=torch.float64)
-    for head in range(heads):
-        kv_head = head // (heads // kv_heads)
-        for row in range(window):
-            logits = scaling * (k64[: ranked + row + 1, kv_head] @ q64[row, head])
-            weights = torch.exp(logits - logits.max())
-            for position, weight in enumerate((weights / weights.sum())[:ranked].tolist()):
-                highest = float(out[kv_head, position])
-                # A maximum of Python passes over NaN: a query that failed must show.
-                out[kv_head, position] = weight if math.isnan(weight) or weight > highest else highest
+    out = torch.zeros(k.shape[1], k.shape[0] - q.shape[0], dtype=torch.float64)
+    for kv_head, looks in _looks(q, k, scaling):
+        for position, column in enumerate(zip(*looks, strict=True)):
+            # A maximum of Python passes over NaN: a query that failed must show.
+            failed = any(math.isnan(weight) for weight in column)
+            highest = math.nan if failed else max(*column, float(out[kv_head, position]))
+            if not math.isnan(float(out[kv_head, position])):
+                out[kv_head, position] = highest
     return out.float().to(q.device)
+
+
+def _looks(q: Tensor, k: Tensor, scaling: float) -> Iterator[tuple[int, list[list[float]]]]:
+    """Of each query head its KV head, and what each query of the window gives to each token before the window."""
+    window, heads, _ = q.shape
+    ranked = k.shape[0] - window
+    q64, k64 = q.double().cpu(), k.double().cpu()
+    for head in range(heads):
+        kv_head = head // (heads // k.shape[1])
+        looks = []
+        for row in range(window):
+            visible = ranked + row + 1  # the query at ranked + row sees itself and what is before it
+            logits = scaling * (k64[:visible, kv_head] @ q64[row, head])
+            weights = torch.exp(logits - logits.max())
+            looks.append((weights / weights.sum())[:ranked].tolist())
+        yield kv_head, looks
 
 
 def _average_pool(values: list[float], kernel: int) -> list[float]:

@@ -11,6 +11,7 @@ The same rankers with plain loops are tests/naive_rankers.py.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
@@ -120,12 +121,13 @@ STATISTICS: dict[Statistic, Callable[..., Tensor]] = {
 JOINED: dict[Statistic, tuple[Statistic, ...]] = {"peak_and_last": ("window_peak", "last_mass")}
 
 
-class _Scored:
+class _Scored(ABC):
     """`score_layer` as the statistic that a class names."""
 
     @property
+    @abstractmethod
     def statistic(self) -> Statistic:
-        raise NotImplementedError
+        """See `Ranker`."""
 
     def score_layer(self, q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
         return STATISTICS[self.statistic](q, k, scaling=scaling)
