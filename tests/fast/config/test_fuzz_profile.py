@@ -17,7 +17,7 @@ import claa_sglang
 from claa_sglang.config.config import ClaaConfig, ConfigError
 from claa_sglang.config.flags import ClaaFlags, resolve
 from claa_sglang.config.profile_file import MAX_PROFILE_BYTES
-from tests.fast.config.test_config import PROFILE, TWO_STEPS
+from tests.fast.config.profiles import PROFILE, TWO_STEPS
 from tests.fast.consistent import assert_consistent
 
 LAYERS = 30

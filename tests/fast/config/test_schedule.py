@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from claa_sglang.config.config import ConfigError, PruneStep
 from claa_sglang.config.flags import ClaaFlags, resolve
-from tests.fast.config.test_config import PROFILE
+from tests.fast.config.profiles import PROFILE
 from tests.fast.consistent import assert_consistent
 
 
