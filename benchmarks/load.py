@@ -188,31 +188,36 @@ def margin_of(model: Path, prompt: Sequence[int], score_layers: Sequence[int], k
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     with torch.inference_mode(), observing(loaded, observe):
         loaded(torch.tensor([list(prompt)]), use_cache=False, logits_to_keep=1)
-    return _margin(ranker.fold(scores), ranker.carry, len(prompt), kept, WINDOW)
+    halves = [layer.chunk(2) for layer in scores]
+    folds = [ranker.fold([half[look] for half in halves]) for look in (0, 1)]
+    return _margin(folds, ranker.carry, len(prompt), kept, WINDOW)
 
 
-def _margin(folded: Any, loss: float, tokens: int, kept: int, window: int) -> float:
-    """Of scores before anything is carried, fp32 [tokens - window]."""
+def _margin(folds: Sequence[Any], loss: float, tokens: int, kept: int, window: int) -> float:
+    """Of scores before anything is carried, fp32 [tokens - window]: by the window, and by the last query alone."""
     import torch
 
-    from claa_sglang.ranking.carry import carry
+    from claa_sglang.ranking.rankers import join
     from claa_sglang.ranking.selection import by_rank, select
 
     if kept <= window + 1 or kept >= tokens:
         return float("inf")
 
-    def selected(order: Any) -> Any:
-        places = torch.empty_like(folded)
-        places[order] = -torch.arange(len(order), dtype=folded.dtype)
-        return select(carry(places, loss) if loss else places, tokens, kept, window)
+    def selected(orders: Sequence[Any]) -> Any:
+        by_place = [torch.empty_like(fold) for fold in folds]
+        for places, order in zip(by_place, orders, strict=True):
+            places[order] = -torch.arange(len(order), dtype=places.dtype)
+        return select(join(*by_place, loss), tokens, kept, window)
 
-    order = by_rank(folded)
-    chosen, gaps = selected(order), -folded[order].diff()
-    for place in gaps.argsort().tolist():
-        swapped = order.clone()
-        swapped[[place, place + 1]] = order[[place + 1, place]]
+    orders = [by_rank(fold) for fold in folds]
+    chosen = selected(orders)
+    gaps = torch.stack([-fold[order].diff() for fold, order in zip(folds, orders, strict=True)])
+    for at in gaps.flatten().argsort().tolist():
+        look, place = divmod(at, gaps.shape[1])
+        swapped = [order.clone() for order in orders]
+        swapped[look][[place, place + 1]] = orders[look][[place + 1, place]]
         if not torch.equal(selected(swapped), chosen):
-            return gaps[place].item()
+            return gaps[look, place].item()
     return float("inf")
 
 

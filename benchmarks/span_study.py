@@ -41,7 +41,7 @@ from claa_sglang.tasks.record import Prompt
 from claa_sglang.tasks.sources import SOURCES
 
 FORMS = ("prefix", "chat")
-RANKERS = ("claa", "claa:last=on", "claa:carry=0", "claa:paper", "last-query")
+RANKERS = ("claa", "claa:last=off", "claa:carry=0", "claa:paper", "last-query")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,11 +87,11 @@ def gemfilter(layers: Sequence[Layer], scaling: float) -> list[float]:
 
 # What a name, with no other switch, gives `claa`. A number of queries above the window means all of it.
 CLAA_SWITCHES: dict[str, dict[str, Any]] = {
-    "claa": {"queries": 10**6, "peaks": True, "loss": LOSS},
-    "claa:last=on": {"queries": 10**6, "peaks": True, "loss": LOSS, "last": True},
+    "claa": {"queries": 10**6, "peaks": True, "loss": LOSS, "last": True},
+    "claa:last=off": {"queries": 10**6, "peaks": True, "loss": LOSS},
     "claa:queries=sum": {"queries": PAPER_QUERIES, "peaks": False, "loss": LOSS},
-    "claa:carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0},
-    "claa:last=on,carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0, "last": True},
+    "claa:carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0, "last": True},
+    "claa:last=off,carry=0": {"queries": 10**6, "peaks": True, "loss": 0.0},
     "claa:paper": {"queries": PAPER_QUERIES, "peaks": False, "loss": 0.0},
     "last-query": {"queries": 1, "peaks": False, "loss": LOSS},
     "last-query:carry=0": {"queries": 1, "peaks": False, "loss": 0.0},

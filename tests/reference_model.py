@@ -66,7 +66,8 @@ class ReferenceModel:
     ) -> None:
         """window: tokens that rank the others. loss: what a token carries to those after it loses per token.
 
-        paper: the paper's rule, `claa:paper`: the sum over the last 8 of the window, and nothing carried.
+        paper: the paper's rule, `claa:paper`: the sum over the last 8 of the window, nothing carried, and no place by
+            the last query alone.
         """
         from transformers import AutoModelForCausalLM
 
@@ -115,7 +116,8 @@ class _PrunedRun:
         self.generated = generated
         rates = [keep_rate**prune.power for prune in reference.prunes]
         self.counts = [min(prompt, max(int(rate * prompt), reference.window)) for rate in rates]
-        self.rows: list[Tensor] = []  # z-scores for the next prune, [1, visible - window] each
+        # Z-scores for the next prune, [visible - window] each: by the window, and by the last query alone.
+        self.rows: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.kept: list[list[int]] = []
         self.margin = float("inf")
 
@@ -126,18 +128,26 @@ class _PrunedRun:
 
     def take_weights(self, attention: Any, _args: Any, output: Any) -> None:
         """After a scored layer's attention: its weights are `[1, heads, rows, rows]`, softmax done."""
-        visible, kernel = len(self.visible), self.reference.pool_kernel
+        visible, group = len(self.visible), attention.num_key_value_groups
         ranked = visible - self.reference.window
         if ranked == 0:
             return
+        by_window, by_last = self.rows
         queries = min(8, self.reference.window) if self.reference.paper else self.reference.window
         weights = output[1][0].double()[:, visible - queries : visible, :ranked]  # what they give to the others
-        looks = weights.reshape(-1, attention.num_key_value_groups * queries, ranked)
-        folded = looks.sum(1) if self.reference.paper else looks.amax(1)
-        padded = torch.nn.functional.pad(folded, (kernel // 2, kernel // 2))
+        looks = weights.reshape(-1, group * queries, ranked)
+        by_window += self._normalised(looks.sum(1) if self.reference.paper else looks.amax(1))
+        by_last += self._normalised(weights[:, -1].reshape(-1, group, ranked).sum(1))
+
+    def _normalised(self, heads: Tensor) -> list[Tensor]:
+        """Averaged over the pool, then z-scored: `[KV heads, ranked]` to a row per head."""
+        kernel, ranked = self.reference.pool_kernel, heads.shape[1]
+        padded = torch.nn.functional.pad(heads, (kernel // 2, kernel // 2))
+        rows = []
         for head in padded.unfold(1, kernel, 1).mean(-1):
             deviation = head.std() if ranked > 1 else torch.tensor(torch.inf)
-            self.rows.append((head - head.mean()) / (deviation + 1e-8))
+            rows.append((head - head.mean()) / (deviation + 1e-8))
+        return rows
 
     def cut(self, step: int, _layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Before a layer after prune `step`: only kept prompt rows and generated rows, at their own positions."""
@@ -158,16 +168,22 @@ class _PrunedRun:
         """Choose the prompt tokens that go on; returns the rows that do, of those there are now."""
         visible = self.visible
         ranked = len(visible) - self.reference.window
-        scores = torch.stack(self.rows).amax(0).tolist() if ranked else []
-        self.rows.clear()
-        order = sorted(range(ranked), key=lambda row: (-scores[row], row))
+        scores = [torch.stack(rows).amax(0).tolist() if ranked else [] for rows in self.rows]
+        for rows in self.rows:
+            rows.clear()
+        orders = [[row for _, row in sorted((-score, row) for row, score in enumerate(of_look))] for of_look in scores]
         others = max(0, count - self.reference.window - 1)
-        best = self._best(order, others)
+        best = self._best(orders, others)
         if 0 < others < ranked - 1:
-            gaps = [(scores[order[i]] - scores[order[i + 1]], i) for i in range(ranked - 1)]
-            for gap, i in sorted(gaps):
+            gaps = [
+                (of_look[order[i]] - of_look[order[i + 1]], look, i)
+                for look, (of_look, order) in enumerate(zip(scores, orders, strict=True))
+                for i in range(ranked - 1)
+            ]
+            for gap, look, i in sorted(gaps):
+                order = orders[look]
                 swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
-                if gap >= self.margin or self._best(swapped, others) != best:
+                if gap >= self.margin or self._best([*orders[:look], swapped, *orders[look + 1 :]], others) != best:
                     self.margin = min(self.margin, gap)
                     break
         # The first token goes on whatever its rank, if there is room beside the window.
@@ -176,16 +192,25 @@ class _PrunedRun:
         self.kept.append([visible[row] for row in rows])
         return torch.tensor(rows + list(range(len(visible), len(visible) + self.generated)))
 
-    def _best(self, order: Sequence[int], others: int) -> list[int]:
+    def _best(self, orders: Sequence[Sequence[int]], others: int) -> list[int]:
         """So many rows after the first one that are best once the strong have carried those after them.
 
-        order: all rows, best first.
+        A row counts by the better of two places: the one it has so, and the one that the last query gives it.
+        orders: all rows, best first, by the window and by the last query.
         """
+        order, by_last = orders
         if self.reference.paper:
             return sorted([row for row in order if row > 0][:others])
-        carried = [0.0] * len(order)
-        for place, row in enumerate(order):
-            carried[row] = math.log(len(order) / (place + 1))
-        for row in range(1, len(order)):
-            carried[row] = max(carried[row], carried[row - 1] - self.reference.loss)
-        return sorted(sorted(range(1, len(order)), key=lambda row: (-carried[row], row))[:others])
+        best = _places(order)
+        for row in range(1, len(best)):
+            best[row] = max(best[row], best[row - 1] - self.reference.loss)
+        best = [max(pair) for pair in zip(best, _places(by_last), strict=True)]
+        return sorted(sorted(range(1, len(best)), key=lambda row: (-best[row], row))[:others])
+
+
+def _places(order: Sequence[int]) -> list[float]:
+    """Of each row ln(rows / its rank). order: all rows, best first."""
+    places = [0.0] * len(order)
+    for place, row in enumerate(order):
+        places[row] = math.log(len(order) / (place + 1))
+    return places

@@ -27,7 +27,7 @@ from claa_sglang.ranking.spec import RankerSpec, parse
 MEASURES = Measures._fields
 ORACLE = "oracle"
 ABLATED_LAYERS = (1, 2, 4, 8)
-_SWITCHES = ("pool=after", "carry=0", "last=on", "queries=sum")  # ablated at one n only
+_SWITCHES = ("pool=after", "carry=0", "last=off", "queries=sum")  # ablated at one n only
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +167,7 @@ _Measured = dict[str, tuple[int, np.ndarray]]  # name -> scored layers, fp64 [me
 def _ablation(scored: int) -> Iterable[tuple[str, _Entry]]:
     """CLAA with n layers, z-score on or off, head maximum or sum; then, at the given n, each other switch.
 
-    Those are pooling after the fold, nothing carried, the last query's own places, the mass of the last 8
+    Those are pooling after the fold, nothing carried, no places by the last query alone, the mass of the last 8
     queries, and the paper's rule, which is such a mass with nothing carried.
     """
     counts = sorted({*ABLATED_LAYERS, scored})

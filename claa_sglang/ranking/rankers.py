@@ -178,16 +178,16 @@ class Claa(Fold):
     """CLAA: any layer, any head and any query of the window may speak for a token.
 
     queries: "max" takes the largest weight of the window's queries (`window_peak`), "sum" the mass of the last 8.
-    last: with "max", True counts a token by the better of two places: the one it has so, with what is carried, and the
-        one that the last query alone gives it. The last query picks many single tokens, as for a chain of names, which
-        spans may crowd out.
+    last: with "max", a token counts by the better of two places: the one it has so, with what is carried, and the one
+        that the last query alone gives it. The last query picks many single tokens, as for a chain of names, which
+        spans may crowd out. False leaves that place out.
     With queries "sum" and a carry of 0 it is the paper's rule, `claa:paper`, and bit for bit
     `scoring.window_scores` folded by `selection.rank`. Source: arXiv 2602.16054; the authors' BradMcDanel/kv-exps,
     FastKV/baseline/claa. The rest is ours: docs/results/spans.md has what each part brings.
     """
 
     queries: Literal["max", "sum"] = "max"
-    last: bool = False
+    last: bool = True
 
     @property
     def statistic(self) -> Statistic:

@@ -75,7 +75,7 @@ class RankerSpec:
     kernel: int | None = None
     carry: float = CARRY
     queries: Literal["max", "sum"] = "max"
-    last: bool = False
+    last: bool = True
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads back as this."""
@@ -85,8 +85,8 @@ class RankerSpec:
         else:
             if self.queries != "max":
                 switches.append(f"queries={self.queries}")
-            elif self.last:
-                switches.append("last=on")
+            elif self.name == "claa" and not self.last:
+                switches.append("last=off")
             if self.carry != CARRY:
                 switches.append(f"carry={_decimal(self.carry)}")
         if not self.zscore:

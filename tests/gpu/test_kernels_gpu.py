@@ -207,13 +207,18 @@ def test_what_is_carried_and_kept_is_what_the_cpu_says(positions: int, loss: flo
 
 
 def test_the_scorer_of_a_batch_with_several_rankers_is_torch() -> None:
-    """Requests next to each other have the same prompt and ranker, but that the second carries."""
-    names = ["claa:carry=0", "claa", "claa:paper", "claa:queries=sum,carry=0.05", "last-query:carry=0", "last-query"]
-    names += ["claa:carry=0,kernel=13", "claa:kernel=13", "fastkv", "uniform", "claa:heads=sum"]
-    shape = Shape((3000,) * 8 + (900, 500, 2000), 32, 8, 2, 64, BF16)
+    """Requests next to each other have the same prompt and ranker, but that the second carries.
+
+    The last two join the rankings of the first and the fifth, and have the same prompt as these.
+    """
+    names = ["claa:last=off,carry=0", "claa:last=off", "claa:paper", "claa:queries=sum,carry=0.05"]
+    names += ["last-query:carry=0", "last-query", "claa:last=off,carry=0,kernel=13", "claa:last=off,kernel=13"]
+    names += ["fastkv", "uniform", "claa:heads=sum", "claa", "claa:carry=0"]
+    shape = Shape((3000,) * 8 + (900, 500, 2000, 3000, 3000), 32, 8, 2, 64, BF16)
     batch = make_batch(shape, device="cuda", spread=1.5)
     first_rows, table_rows, _ = batch.requests[OF_QUERIES].tolist()
     for rows_of in (first_rows, table_rows):
+        rows_of[4] = rows_of[11] = rows_of[12] = rows_of[0]
         rows_of[1:8:2] = rows_of[:8:2]
     requests = [
         Scored(i, RequestState.pruned_request(RequestOptions(ranker=name), CONFIG, n), first, row, n)
@@ -238,6 +243,8 @@ def test_the_scorer_of_a_batch_with_several_rankers_is_torch() -> None:
             assert torch.equal(got, carry(scorer.ranking(i - 1), ranker.carry)), name
         elif i < 8:
             torch.testing.assert_close(got, ranker.rank(scores), rtol=1e-3, atol=1e-3, msg=name)
+        elif i > 10:  # in the kernels, and joined
+            assert torch.equal(got, rankers.join(scorer.ranking(0), scorer.ranking(4), ranker.carry)), name
         else:
             assert torch.equal(got, ranker.rank(scores)), name
 

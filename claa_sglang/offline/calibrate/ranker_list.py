@@ -14,12 +14,13 @@ from claa_sglang.ranking.spec import RankerSpec, parse
 
 POOL_KERNEL = 7  # of a ranker that names none: the server's default
 # Of equally good ones the first is taken, so what a server does by default comes first. What they differ in: how far a
-# strong token carries, the width of the pool, and which queries are asked (any of the window's, the last, a sum).
+# strong token carries, the width of the pool, and which queries are asked (any of the window's, the last beside them or
+# alone, a sum).
 RANKERS = (
     "claa",
     "claa:carry=0.01",
     "claa:carry=0.05",
-    "claa:last=on",
+    "claa:last=off",
     "claa:kernel=13",
     "claa:carry=0.05,kernel=13",
     "last-query",

@@ -31,10 +31,10 @@ CONFIG = msgspec.structs.replace(states.CONFIG, window=16)  # more than the pape
 NAMES = ["claa", "fastkv", "claa:zscore=off,heads=sum", "gemfilter", "last-query", "uniform", "claa:paper"]
 WINDOW, PAPER, LAST = Look(16, peaks=True), Look(8, peaks=False), Look(1, peaks=False)
 IN_KERNELS = {
-    "claa": KernelRanker((WINDOW,), 7, 0.02),
-    "claa:carry=0": KernelRanker((WINDOW,), 7, 0.0),
-    "claa:last=on": KernelRanker((WINDOW, LAST), 7, 0.02),
-    "claa:last=on,carry=0": KernelRanker((WINDOW, LAST), 7, 0.0),
+    "claa": KernelRanker((WINDOW, LAST), 7, 0.02),
+    "claa:carry=0": KernelRanker((WINDOW, LAST), 7, 0.0),
+    "claa:last=off": KernelRanker((WINDOW,), 7, 0.02),
+    "claa:last=off,carry=0": KernelRanker((WINDOW,), 7, 0.0),
     "claa:paper": KernelRanker((PAPER,), 7, 0.0),
     "claa:queries=sum,kernel=13": KernelRanker((PAPER,), 13, 0.02),
     "last-query": KernelRanker((LAST,), 7, 0.02),
@@ -88,7 +88,7 @@ def test_what_the_kernels_have(name: str) -> None:
 def test_a_window_below_the_paper_s_queries_bounds_them() -> None:
     small = msgspec.structs.replace(CONFIG, window=4)
     assert in_kernels(spec.parse("claa:paper"), small) == KernelRanker((Look(4, peaks=False),), 7, 0.0)
-    assert in_kernels(spec.parse("claa"), small) == KernelRanker((Look(4, peaks=True),), 7, 0.02)
+    assert in_kernels(spec.parse("claa"), small) == KernelRanker((Look(4, peaks=True), LAST), 7, 0.02)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_rankers_of_one_family_share_their_folds() -> None:
     assert sorted(map(str, found.folds)) == [
         "claa:carry=0",
         "claa:carry=0,kernel=13",
-        "claa:last=on,carry=0",
+        "claa:last=off,carry=0",
         "claa:paper",
         "last-query:carry=0",
     ]

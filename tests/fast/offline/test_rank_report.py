@@ -129,11 +129,11 @@ def test_curves_and_summaries_are_means_over_the_right_things() -> None:
 
 
 def test_a_ranker_of_several_layers_reads_the_last_n_up_to_the_layer() -> None:
-    names = ["claa", "claa:carry=0", "claa:paper", "fastkv", "claa:paper,heads=sum"]
+    names = ["claa", "claa:last=off,carry=0", "claa:paper", "fastkv", "claa:paper,heads=sum"]
     report = rank_report.build(_studies(), names, keep_rate=0.25, scored=2)
     recall = {row.ranker: row.curves["recall"].mean for row in report.rankers}
     good = {name: [layer for layer, value in enumerate(values) if value > 0.6] for name, values in recall.items()}
-    assert good["fastkv"] == [5] and good["claa:carry=0"] == good["claa:paper"] == [5, 6]
+    assert good["fastkv"] == [5] and good["claa:last=off,carry=0"] == good["claa:paper"] == [5, 6]
     assert report.by_source.keys() == {"prose", "repeated"} and report.prompts == {"prose": 2, "repeated": 2}
     ablated = [row.ranker for row in report.ablation]
     assert len(ablated) == len(set(ablated)) == 21
@@ -154,7 +154,7 @@ def test_claa_is_held_against_the_others_and_itself_prompt_by_prompt() -> None:
     assert [d.other for d in report.effects] == [
         *("n=1 claa", "n=4 claa", "n=8 claa"),
         *("n=2 claa:zscore=off", "n=2 claa:heads=sum", "n=2 claa:pool=after"),
-        *("n=2 claa:carry=0", "n=2 claa:last=on", "n=2 claa:queries=sum"),
+        *("n=2 claa:carry=0", "n=2 claa:last=off", "n=2 claa:queries=sum"),
     ]
     assert all(d.mean.mean == pytest.approx(means["claa"] - means[d.other]) for d in report.effects)
     assert rank_report.build(_studies(), ["uniform"], keep_rate=0.25, scored=4).differences == []
