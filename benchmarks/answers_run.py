@@ -11,6 +11,7 @@ A plan (`benchmarks.answers.plan`, `--plan`) says what is asked of which model. 
 3. Meanwhile prompts are made in many processes, in two forms: with the beginning of the answer, and as a chat ends.
 4. The first GPU of a model times it pruned, dense and stock with nothing else on the card; the last asks several
    rankers and chats; all then share the model's prompts: half of the longest, all shorter ones, the rest.
+   A plan that is `quiet` measures all times first, with nothing else asked on the whole host.
 5. Whatever happened, OUT gets what there is: MODEL.json and MODEL.png, `raw/` with all answers and an index that
    `eval_quality --index` counts again, and `logs/`.
 

@@ -136,15 +136,25 @@ def _urls(place: Place) -> tuple[str, str | None]:
 def lane(asker: Asker, places: Sequence[Place], work: Mapping[str, Work], queues: Mapping[str, deque[Step]]) -> None:
     """Everything on one card: times alone, then all models side by side.
 
+    Where all times were measured before (`timed`), `work` has none.
+
     places, work: of each model on this card, with the times and special steps that are for this card. queues: of each
     model, shared with its other cards. Raises ServerFailed if a server of the card did not start.
+    """
+    timed(asker, places, work)
+    side_by_side([partial(_model, asker, place, work[place.model], queues[place.model]) for place in places])
+
+
+def timed(asker: Asker, places: Sequence[Place], work: Mapping[str, Work]) -> None:
+    """Once every server of these places is ready, what is to be timed on each of them, one after the other.
+
+    Raises ServerFailed if one of the servers did not start.
     """
     for place in places:
         for one in place.ready:
             _await(one, asker)
     for place in places:
         _in_order(asker, place, work[place.model].times)
-    side_by_side([partial(_model, asker, place, work[place.model], queues[place.model]) for place in places])
 
 
 def _await(ready: Future[None], asker: Asker) -> None:

@@ -66,8 +66,8 @@ def _model(name: str, model: Model, path: Path) -> list[str]:
     wrong += [f"{name}: no task {task!r}" for task in model.tasks if task not in TASKS]
     if not wrong:
         most = json.loads((path / "config.json").read_text()).get("max_position_embeddings", 1 << 30)
-        if max(model.lengths) >= most:
-            wrong.append(f"{name}: prompts of {max(model.lengths)} tokens, and the model takes {most}")
+        if (longest := max([*model.lengths, *model.only_timed])) >= most:
+            wrong.append(f"{name}: prompts of {longest} tokens, and the model takes {most}")
     for ranker in [*(model.rankers.rankers if model.rankers else []), *(model.times.rankers if model.times else [])]:
         try:
             parse(ranker)
@@ -116,9 +116,10 @@ def _stand_ins(plan: Plan, model: Model) -> dict[str, Sequence[Item]]:
             for one in range(count)
         ]
 
-    chats = model.turns
+    chats, times = model.turns, model.times
     return {
         prompts.ANSWERS: items(model.tasks, model.lengths, model.count, model.seed),
+        prompts.TIMES: items(times.tasks, model.only_timed, times.prompts, model.seed) if times else [],
         prompts.TURNS: items(chats.tasks, chats.lengths, chats.count, chats.seed) if chats else [],
     }
 

@@ -1,7 +1,8 @@
 """What is asked of which server: one command of `benchmarks.eval_quality` for each step.
 
-Times come first, one after the other and with nothing else on their card. Then rankers and turns run on the last card
-of their model, and every card takes shards of the model's prompts, in the order of phases, until there are no more.
+Times come first, one after the other and with nothing else on their card, or on the host (`Plan.quiet`). Then rankers
+and turns run on the last card of their model, and every card takes shards of the model's prompts, in the order of
+phases, until there are no more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from benchmarks.answers import phases
 from benchmarks.answers.plan import Model
-from benchmarks.answers.prompts import ANSWERS, TURNS, Item
+from benchmarks.answers.prompts import ANSWERS, TIMES, TURNS, Item
 
 OWN = "claa"  # the server's ranker
 SHARDS, LEAST = 2, 4  # of a phase, for each card; prompts in one
@@ -39,14 +40,15 @@ class Work(NamedTuple):
 
 
 def work(name: str, model: Model, items: Mapping[str, Sequence[Item]], gpus: int) -> Work:
-    """items: by ANSWERS and TURNS; what could not be made may be missing."""
+    """items: by ANSWERS, TURNS and TIMES; what could not be made may be missing."""
     main, chats = list(items.get(ANSWERS, [])), list(items.get(TURNS, []))
+    may_be_timed = [*main, *items.get(TIMES, [])]
     times, special, shards = [], [], []
-    if model.times and main:
+    if model.times and may_be_timed:
         ours = model.times
         more = ("--time", "--rounds", str(ours.rounds), "--kept-sets", str(ours.kept_sets))
         flags = (*_settings(ours.rankers, ours.rates), "--in-flight", "8", *more)
-        for length, some in phases.timed(main, _entry, ours, model.seed).items():
+        for length, some in phases.timed(may_be_timed, _entry, ours, model.seed).items():
             times.append(Step(f"{name}.times{length}", some, flags, stock=True))
     if model.rankers and main:
         some = phases.ranked(main, _entry, model.rankers, model.count, model.seed)

@@ -38,11 +38,12 @@ def shards(items: Sequence[T], number: int) -> list[list[T]]:
 
 
 def timed(items: Sequence[T], entry: Callable[[T], Entry], times: Times, seed: int) -> dict[int, list[T]]:
-    """The first prompts of the tasks that are timed, by length, longest first."""
+    """The first prompts of the tasks and lengths that are timed, by length, longest first."""
     found: dict[int, list[T]] = {}
     for item in items:
         one = entry(item)
-        if one.task in times.tasks and one.seed - seed < times.prompts:
+        wanted = one.length in times.lengths or not times.lengths
+        if wanted and one.task in times.tasks and one.seed - seed < times.prompts:
             found.setdefault(one.length, []).append(item)
     return dict(sorted(found.items(), reverse=True))
 

@@ -26,12 +26,14 @@ class Times(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """TTFT beside stock, and kept sets, of one model on one card with nothing else.
 
     tasks, prompts: so many of each task, form and length. rounds: timed ones. kept_sets: prompts per length.
+    lengths: those of the model if there are none; others are timed only, and no answer of theirs is counted.
     """
 
     rankers: list[str]
     rates: list[float]
     tasks: list[str]
     prompts: int = 2
+    lengths: list[int] = []
     rounds: int = 5
     kept_sets: int = 4
 
@@ -79,6 +81,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rankers: Rankers | None = None
     turns: Turns | None = None
 
+    @property
+    def only_timed(self) -> list[int]:
+        """Lengths that are timed and not among those that are asked."""
+        return [length for length in self.times.lengths if length not in self.lengths] if self.times else []
+
     def placed(self, gpus: int) -> list[int]:
         """Its GPUs, where there are so many."""
         return list(dict.fromkeys(gpu % gpus for gpu in self.gpus))
@@ -89,6 +96,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     sources: text of each form of prompt. server: flags of all servers. answer_only: of those that are not timed.
     finish: seconds before the deadline at which asking ends, for merging and counting.
+    quiet: all servers are up and all times are measured, one model after the other, before anything else is asked.
+        Else only the card that is timed is left alone, and other cards answer meanwhile.
     """
 
     models: dict[str, Model]
@@ -96,6 +105,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     server: list[str] = []
     answer_only: list[str] = []
     finish: float = 45
+    quiet: bool = False
 
 
 def load(name: str) -> Plan:

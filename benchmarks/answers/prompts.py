@@ -19,14 +19,14 @@ from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.generate import TaskError, make
 from claa_sglang.tasks.record import PREFIX
 
-ANSWERS, TURNS = "answers", "turns"  # what prompts are for
+ANSWERS, TURNS, TIMES = "answers", "turns", "times"  # what prompts are for; TIMES: for nothing else
 PER_CHUNK = 25
 # Each process is one of many: no library in it may take all cores.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Chunk(NamedTuple):
-    """`count` prompts from `seed` on. model: name in the plan. path: of its directory. use: ANSWERS or TURNS."""
+    """`count` prompts from `seed` on. model: name in the plan. path: of its directory. use: ANSWERS, TURNS or TIMES."""
 
     model: str
     path: Path
@@ -66,6 +66,7 @@ def chunks(plan: Plan, paths: Mapping[str, Path]) -> list[Chunk]:
                 for length in model.lengths:
                     for seed, count in _ranges(model.seed, model.count):
                         found.append(Chunk(name, paths[name], ANSWERS, task, length, form, source, seed, count))
+        found += _timed(name, paths[name], model, plan.sources)
         found += _turns(name, paths[name], model, next(iter(plan.sources.items())))
     return sorted(found, key=lambda chunk: -chunk.length)
 
@@ -76,6 +77,14 @@ def samples(plan: Plan, paths: Mapping[str, Path]) -> list[Chunk]:
     for chunk in chunks(plan, paths):  # longest first
         shortest[chunk.model, chunk.use, chunk.task, chunk.form] = chunk._replace(count=1)
     return list(shortest.values())
+
+
+def _timed(name: str, path: Path, model: Model, sources: Mapping[str, str]) -> Iterator[Chunk]:
+    for length in model.only_timed:
+        assert model.times is not None
+        for task in model.times.tasks:
+            for form, source in sources.items():
+                yield Chunk(name, path, TIMES, task, length, form, source, model.seed, model.times.prompts)
 
 
 def _turns(name: str, path: Path, model: Model, form: tuple[str, str]) -> Iterator[Chunk]:

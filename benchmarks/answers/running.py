@@ -42,15 +42,17 @@ def run(told: Run, clock: Clock, pool: Pool) -> list[str]:
     logs.mkdir(parents=True)
     wanted = fleet.wanted(told.plan, told.paths, told.gpus, told.cpu)
     clock.say(f"{len(wanted)} servers start")
-    with ThreadPoolExecutor(len(wanted) + 1 + told.gpus) as threads, fleet.started(wanted, logs, told.cpu) as servers:
+    with ThreadPoolExecutor(len(wanted) + 2 + told.gpus) as threads, fleet.started(wanted, logs, told.cpu) as servers:
         asker = Asker(clock, failures, told.out / "answers", logs, told.temp, told.cpu)
         on_lanes: list[Future[None]] = []
         try:
             ready = {one: threads.submit(_wait, one, servers[one], clock) for one in wanted}
             prepared = threads.submit(_prepare, told, pool, clock, failures, asker, items)
-            for gpu in range(told.gpus):
-                if places := _places(gpu, servers, ready):
-                    on_lanes.append(threads.submit(_lane, gpu, places, told, asker, prepared))
+            places = {gpu: found for gpu in range(told.gpus) if (found := _places(gpu, servers, ready))}
+            alone = threads.submit(_times_alone, places, told, asker, prepared) if told.plan.quiet else None
+            on_lanes += [alone] if alone else []
+            for gpu, here in places.items():
+                on_lanes.append(threads.submit(_lane, gpu, here, told, asker, prepared, alone))
             _follow([*ready.values(), prepared, *on_lanes], servers, ready, clock, failures)
         except ServerFailed as error:
             failures.add(str(error))
@@ -114,8 +116,34 @@ def _places(gpu: int, servers: Mapping[Wanted, Server], ready: Mapping[Wanted, F
     return found
 
 
-def _lane(gpu: int, places: Sequence[Place], told: Run, asker: Asker, prepared: Future[Prepared]) -> None:
+def _times_alone(places: Mapping[int, Sequence[Place]], told: Run, asker: Asker, prepared: Future[Prepared]) -> None:
+    """All times of the run, with all prompts made, all servers up, and nothing that asks besides."""
+    work, _ = prepared.result()
+    for here in places.values():  # a server that still starts takes cores of those that are timed
+        asking.timed(asker, here, {name: one._replace(times=[]) for name, one in work.items()})
+    for gpu, here in places.items():
+        asking.timed(asker, here, _of_card(gpu, here, told, work))
+
+
+def _lane(
+    gpu: int,
+    places: Sequence[Place],
+    told: Run,
+    asker: Asker,
+    prepared: Future[Prepared],
+    alone: Future[None] | None = None,
+) -> None:
+    """alone: where all times are measured before."""
     work, queues = prepared.result()
+    here = _of_card(gpu, places, told, work)
+    if alone is not None:
+        alone.result()
+        here = {name: one._replace(times=[]) for name, one in here.items()}
+    asking.lane(asker, places, here, queues)
+
+
+def _of_card(gpu: int, places: Sequence[Place], told: Run, work: Mapping[str, Work]) -> dict[str, Work]:
+    """Of each model here, with the times and special steps that are for this card."""
     here = {}
     for place in places:
         on = told.plan.models[place.model].placed(told.gpus)
@@ -123,7 +151,7 @@ def _lane(gpu: int, places: Sequence[Place], told: Run, asker: Asker, prepared: 
         here[place.model] = whole._replace(
             times=whole.times if gpu == on[0] else [], special=whole.special if gpu == on[-1] else []
         )
-    asking.lane(asker, places, here, queues)
+    return here
 
 
 def note_missing(work: Mapping[str, Work], begun: set[str], failures: Failures) -> None:

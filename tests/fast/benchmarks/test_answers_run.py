@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from benchmarks import answers_run, eval_quality_plot
-from benchmarks.answers import asking, checks, fleet, lanes, merge, phases, plan, prompts, running, writing
+from benchmarks.answers import asking, checks, fleet, lanes, merge, phases, plan, prompts, running, times, writing
 from benchmarks.answers.clock import Clock
 from benchmarks.answers.plan import Model, PlanError
 from benchmarks.answers.prompts import Item
@@ -94,6 +94,29 @@ def test_the_shipped_plan_is_one_that_runs() -> None:
     )
 
 
+def test_the_quiet_plan_times_lengths_that_it_does_not_ask() -> None:
+    whole = plan.load("quiet")
+    checks.commands(whole, 1)
+    (name, model), (other, small) = whole.models.items()
+    assert whole.quiet and small.times is None and model.only_timed == [16384, 30000]
+    made = checks._stand_ins(whole, model)
+    work = lanes.work(name, model, made, 1)
+    assert [step.items[0].entry.length for step in work.times] == [30000, 16384, 4096]
+    assert all(len(step.items) == 2 and step.stock for step in work.times), "one of each form"
+    assert {item.entry.length for step in work.shards for item in step.items} == {4096}
+    paths = {one: Path("/m", one) for one in whole.models}
+    assert [one.name for one in fleet.wanted(whole, paths, 1, cpu=False)] == [
+        f"{name}.claa0",
+        f"{name}.stock0",
+        f"{other}.claa0",
+    ]
+    chunks = prompts.chunks(whole, paths)
+    timed = [chunk for chunk in chunks if chunk.use == prompts.TIMES]
+    assert {(chunk.model, chunk.length, chunk.count) for chunk in timed} == {(name, 16384, 1), (name, 30000, 1)}
+    counts = Counter((chunk.model, chunk.length) for chunk in chunks for _ in range(chunk.count))
+    assert counts[name, 4096] == counts[other, 1024] == 11 * 2 * 100
+
+
 def test_fewer_gpus_have_everything() -> None:
     model = Model(lengths=[1], tasks=["a"], count=1, rates=[0.2], gpus=[1, 2, 3])
     assert (model.placed(4), model.placed(2), model.placed(1)) == ([1, 2, 3], [1, 0], [0])
@@ -129,7 +152,7 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, capsys: 
     assert answers_run.main(["--models", "elsewhere", *command[2:], "--seconds", "500"]) == answers_run.REFUSED
     assert "no model 'elsewhere': it has qwen2.5-coder-0.5b, smollm2" in capsys.readouterr().err
     assert answers_run.main([*command, "--seconds", "500", "--plan", "none"]) == answers_run.REFUSED
-    assert "known by name: qwen-and-smollm2" in capsys.readouterr().err
+    assert "known by name: quiet, qwen-and-smollm2" in capsys.readouterr().err
 
 
 def test_a_step_that_eval_quality_would_refuse_is_found() -> None:
@@ -220,6 +243,42 @@ def test_the_figure_has_the_rankers_at_their_length() -> None:
     assert shown == [(10, "claa"), (30, "claa"), (30, "fastkv")]
 
 
+def test_times_of_a_quiet_run_take_the_place_of_busy_ones(tmp_path: Path) -> None:
+    """The record and its figure name the card of each number, and rankers have the names of today."""
+
+    def ttft(ranker: str, ratio: float) -> dict[str, Any]:
+        rate = 1.0 if ranker == "dense" else 0.2
+        return {"length": 30, "ranker": ranker, "keep_rate": rate, "ratio": ratio, "to_stock": {"median": ratio}}
+
+    def cell(ranker: str) -> dict[str, Any]:
+        rate = 1.0 if ranker == "dense" else 0.2
+        where = {"task": "all", "source": "all", "length": 30, "ranker": ranker, "keep_rate": rate}
+        return {**where, "n": 4, "accuracy": [0.5, 0.4, 0.6]}
+
+    steps = [{"prune_layer": 3, "score_layers": [2, 3], "keep_rate": 0.2}]
+    claa = {"steps": steps, "ranker": "claa"}
+    busy = {"model": "m", "card": "H200", "device": "H200", "date": "2026-11-27", "claa": claa}
+    asked = ["dense", "claa", "claa:last=on"]
+    record = {**busy, "cells": [cell(one) for one in asked], "ttft": [ttft(one, 0.9) for one in asked]}
+    timed = [ttft(one, 0.6) for one in ("dense", "claa:last=off", "claa")]
+    quiet = {**busy, "card": "H100, driver", "device": "H100", "command": "quietly", "ttft": timed}
+    files = {"record": record, "quiet": quiet, "else": {**quiet, "model": "other"}, "untimed": {**quiet, "ttft": []}}
+    for name, found in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    words = [str(tmp_path / "record.json"), "--rename", "claa", "claa:last=off", "--rename", "claa:last=on", "claa"]
+    for wrong in ("else", "untimed"):
+        assert times.main([*words, "--times", str(tmp_path / f"{wrong}.json")]) == 1
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    assert times.main([*words, "--times", str(tmp_path / "quiet.json")]) == 0
+    merged = json.loads((tmp_path / "record.json").read_text())
+    assert merged["ttft"] == timed and (merged["card"], merged["timed on"]) == ("H200", "H100")
+    assert merged["timed by"]["card"] == "H100, driver" and merged["times of its own"]["card"] == "H200"
+    assert [one["ranker"] for one in merged["cells"]] == ["dense", "claa:last=off", "claa"]
+    assert [one["ranker"] for one in merged["times of its own"]["ttft"]] == ["dense", "claa:last=off", "claa"]
+    assert merged["claa"] == record["claa"] and merged["renamed since"]["claa"] == "claa:last=off"
+    assert (tmp_path / "record.png").stat().st_size > 1000
+
+
 def test_a_prompt_keeps_its_form_as_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that cannot be made says why, and stops no other."""
 
@@ -297,6 +356,31 @@ def test_times_are_alone_and_first() -> None:
     work = lanes.Work([lanes.Step("t1", [], ()), lanes.Step("t2", [], ())], [lanes.Step("r", [], ())], [])
     asking.lane(asker, [place(0)], {"m": work}, {"m": deque([lanes.Step("s", [], ())])})  # type: ignore[arg-type]
     assert [name for name, _ in asker.ran] == ["t1", "t2", "r", "s"]
+
+
+def test_in_a_quiet_run_all_times_come_before_all_else() -> None:
+    """And wait for servers of other cards, which would take cores of those that are timed."""
+    asker, late = FakeAsker(), place(1)
+    starting: Future[None] = Future()
+    late = late._replace(ready=[starting])
+    model = Model(lengths=[1], tasks=["a"], count=1, rates=[0.2], gpus=[0, 1])
+    told = running.Run(plan.Plan(models={"m": model}, quiet=True), {}, Path(), Path(), 2, True, "")
+    work = {"m": lanes.Work([lanes.Step("t", [], ())], [lanes.Step("r", [], ())], [])}
+    prepared: Future[Any] = Future()
+    prepared.set_result((work, {"m": deque([lanes.Step("s", [], ())])}))
+    places = {0: [place(0)], 1: [late]}
+    with ThreadPoolExecutor(3) as threads:
+        alone = threads.submit(running._times_alone, places, told, asker, prepared)  # type: ignore[arg-type]
+        each = [
+            threads.submit(running._lane, gpu, here, told, asker, prepared, alone)  # type: ignore[arg-type]
+            for gpu, here in places.items()
+        ]
+        time.sleep(0.3)
+        assert not asker.ran
+        starting.set_result(None)
+        for one in each:
+            one.result(10)
+    assert asker.ran[0] == ("t", 0) and sorted(name for name, _ in asker.ran) == ["r", "s", "t"]
 
 
 def test_a_step_ends_with_asking_and_says_why_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
