@@ -68,6 +68,20 @@ def take_census(result: Any, self: Any) -> Any:
     return result
 
 
+def note_dense(pool: Any, pruned: torch.Tensor, dense: torch.Tensor, start: int) -> None:
+    """With the census on: a finishing step read `pruned` and the first `start` of `dense`, and wrote the rest of them.
+
+    Slots, int64 `[n]` each. Raises AssertionError where it read what another kind of request wrote.
+    """
+    if not envs.SGLANG_CHECK_KV_PAGE_INVARIANTS.get():
+        return
+    census = _census(pool)
+    reads = [Read("a finishing step", pruned, PRUNED), Read("a finishing step", dense[:start], DENSE)]
+    problems = census.strangers(reads)
+    assert not problems, "CLAA census: " + "; ".join(problems)
+    census.wrote(dense[start:], DENSE)
+
+
 def _kind(req: Any) -> int:
     return DENSE if pruned_state(req) is None else PRUNED
 

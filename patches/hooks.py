@@ -34,6 +34,8 @@ PATCH_MODULES: tuple[str, ...] = (
     "late_prefill",
     "capacity",
     "policy",
+    "finishing",
+    "metrics",
     "failures",
     "checks",
     "report",

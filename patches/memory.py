@@ -10,6 +10,7 @@ import torch
 from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
+from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
@@ -77,6 +78,8 @@ def attach_slots(result: Any, self: Any, **kwargs: Any) -> Any:
     table, stride = attached.table.of(pool), pool.req_to_token.shape[0]
     slots = LateSlots(table, stride, result.token_to_kv_pool_allocator, evict=_no_tree)
     pool.attach_aux_cache(slots)
+    if config_of(self.server_args).finish == "idle":
+        attached.finishing.hang(pool, Finishing())
     return result
 
 

@@ -24,13 +24,14 @@ from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.patches import attached
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.patches.requests import client_key, dense_key, make_dense, pruned_state
+from claa_sglang.patches.requests import client_key, dense_key, make_dense, pruned_state, sharers
 from claa_sglang.policy.cost import CostModel, Work, span_work
 from claa_sglang.policy.in_flight import InFlight, Prefill
 from claa_sglang.policy.machine import measure
-from claa_sglang.policy.policy import Choice, Flight, Hits, Policy, Prompt
+from claa_sglang.policy.policy import NEW, Choice, Flight, Hits, Policy, Prompt
 from claa_sglang.policy.prefix_uses import Uses
 from claa_sglang.policy.step_timer import StepTimer
+from claa_sglang.requests.state import RequestState
 
 NO_CHUNK = 1 << 30
 SAMPLED = 1000  # requests with several samples whose way is remembered, the latest
@@ -58,8 +59,13 @@ class LivePolicy:
         )
         cost = CostModel(start)
         self.config = config
+        finishing = attached.finishing.find(runner.req_to_token_pool)
         self.policy = Policy(
-            config, cost, chunk if chunk and chunk > 0 else NO_CHUNK, graph_tokens=lambda: _graph_tokens(runner)
+            config,
+            cost,
+            chunk if chunk and chunk > 0 else NO_CHUNK,
+            graph_tokens=lambda: _graph_tokens(runner),
+            finished_share=lambda: 0.0 if finishing is None else finishing.finished.share,
         )
         self.timer = StepTimer(cost, torch.device(runner.device))
         self.in_flight = InFlight()
@@ -79,7 +85,11 @@ def live_policy(pool: Any) -> LivePolicy | None:
 def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) -> None:
     """BEFORE `Req.init_next_round_input`, which matches the request's prefix: decide in which namespace, and when."""
     state = attached.state.find(req)
-    if state is None or not state.decision.is_open or tree_cache is None:
+    if state is None or tree_cache is None:
+        return
+    finished = _finished(req, state, tree_cache)
+    if not state.decision.is_open:
+        _follow_finished(req, state, tree_cache, finished)
         return
     live = live_policy(tree_cache.req_to_token_pool)
     if live is None:
@@ -101,7 +111,7 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
     def uses() -> Uses:
         """A prompt counts once, however often the scheduler considers it."""
         if decision.uses is None:
-            key = f"{own}|{req.cache_salt}"
+            key = sharers(own, req.cache_salt)
             step, answers = live.in_flight.step, not leads
             decision.uses = live.policy.note(req.origin_input_ids, key, hits, step, answers)
         return decision.uses
@@ -119,6 +129,7 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
             answers=not leads,
             lasting=_is_cached(req, tree_cache),
             way=None if sampled is None or leads else live.sampled.get(sampled),
+            finished=finished,
         )
     )
     if sampled is not None and not choice.wait:
@@ -131,7 +142,41 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
     decision.why, decision.waits = choice.reason, choice.wait
     if not choice.prune and not choice.wait:
         make_dense(req, choice.reason)
-        attached.state.of(req).decision.is_open = True  # until it is admitted, it may still wait
+        decision = attached.state.of(req).decision
+        decision.is_open, decision.finished = True, finished  # until it is admitted, it may still wait
+
+
+def _finished(req: Any, state: RequestState, tree: Any) -> int:
+    """Prompt tokens, from the first, that were pruned in the cache and were made dense. Looked up once a request.
+
+    The first look also teaches in what share of cases a prefix is finished before it is used again.
+    """
+    finishing = attached.finishing.find(tree.req_to_token_pool)
+    if finishing is None or not state.pruned:
+        return state.decision.finished or 0
+    if state.decision.finished is None:
+        own = client_key(req.extra_key)
+        state.decision.finished = finishing.finished.length(req.origin_input_ids, sharers(own, req.cache_salt))
+        used = NEW * len(req.origin_input_ids)
+        in_time = state.decision.finished > used
+        if state.decision.is_open and (in_time or _hits(tree, req, own).pruned > used):
+            finishing.finished.note(in_time)
+    return state.decision.finished
+
+
+def _follow_finished(req: Any, state: RequestState, tree: Any, finished: int) -> None:
+    """A request that is pruned whatever it costs (`--claa-policy always`) goes dense after a prefix that was finished,
+    where that is less work: its pruned copy was let go, and the dense way is what stock would do."""
+    plan = state.plan
+    if not finished or not state.pruned or plan.options.keep is not None or req.kv.holds_kv:
+        return
+    if state.progress.kept[0] is not None:
+        return  # retracted: it goes on as it began
+    hits = _hits(tree, req, client_key(req.extra_key))
+    live = live_policy(tree.req_to_token_pool)
+    if live is not None and (reason := live.policy.follows(plan.prompt_tokens, plan.steps, hits, finished)):
+        make_dense(req, reason)
+        attached.state.of(req).decision.finished = finished
 
 
 def must_wait(req: Any) -> bool:

@@ -47,6 +47,11 @@ def client_key(key: str) -> str | None:
     return key.partition("|")[2] or None
 
 
+def sharers(own: str | None, salt: str | None) -> str:
+    """One name for requests of the client's key `own` and this salt, who share what is cached; no other pair has it."""
+    return repr((own, salt))
+
+
 def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs: Any) -> Any:
     """AFTER Scheduler._create_generation_req, also of sessions: sets the request's state and `req.extra_key`."""
     config = config_of(scheduler.server_args)

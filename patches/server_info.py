@@ -1,6 +1,6 @@
-"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, hooks in place, late slots.
+"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, hooks in place, late slots, finishing.
 
-The late slots are live numbers of the schedulers, and SGLang's own readback of their state fetches them: each
+Late slots and finishing are live numbers of the schedulers, and SGLang's own readback of their state fetches them: each
 scheduler adds its own, the server sums them over data-parallel replicas.
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from claa_sglang.finishing.finishing import Finishing
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import SUPPORTED_SGLANG, Hook, applied_count
 from claa_sglang.requests.report import KEY
 from claa_sglang.start import startup_time
 from claa_sglang.start.server_config import config_of
 
+Numbers = dict[str, dict[str, float]]  # of one scheduler, by section
+SECTIONS = {"late_slots": ("total", "free", "held"), "finishing": tuple(Finishing().stats())}
 # What the last readback found, one item per scheduler. /server_info reads back just before it answers.
-_last: list[dict[str, int]] = []
+_last: list[Numbers] = []
 
 
 def late_slots(scheduler: Any) -> dict[str, int]:
@@ -29,16 +33,22 @@ def late_slots(scheduler: Any) -> dict[str, int]:
     return {name: getattr(slots, attribute, 0) for name, attribute in values.items()}
 
 
-def add_late_slots(output: Any, controller: Any, _recv_req: Any) -> Any:
-    """AFTER SchedulerInternalStateController.get_internal_state: `claa.late_slots` of this scheduler, now."""
-    output.internal_state[KEY] = {"late_slots": late_slots(controller.scheduler)}
+def finishing_stats(scheduler: Any) -> dict[str, float]:
+    """Pruned prefixes of one scheduler that wait to be made dense, were finished and dropped, now; zeros if off."""
+    return (attached.finishing.find(scheduler.req_to_token_pool) or Finishing()).stats()
+
+
+def add_numbers(output: Any, controller: Any, _recv_req: Any) -> Any:
+    """AFTER SchedulerInternalStateController.get_internal_state: `claa` of this scheduler, now."""
+    scheduler = controller.scheduler
+    output.internal_state[KEY] = {"late_slots": late_slots(scheduler), "finishing": finishing_stats(scheduler)}
     return output
 
 
-async def remember_late_slots(original: Callable[[Any], Awaitable[list[dict]]], manager: Any) -> list[dict]:
+async def remember_numbers(original: Callable[[Any], Awaitable[list[dict]]], manager: Any) -> list[dict]:
     """AROUND TokenizerControlMixin.get_internal_state, which asks every scheduler; returns its answer."""
     states = await original(manager)
-    _last[:] = _slots_in(states)
+    _last[:] = _numbers_in(states)
     return states
 
 
@@ -51,17 +61,17 @@ def add_to_server_info(result: dict, server_args: Any, scheduler_info: dict) -> 
 def add_to_engine_info(result: dict, engine: Any) -> dict:
     """AFTER Engine.get_server_info, which builds its answer itself: adds `claa`."""
     infos = engine._scheduler_init_result.scheduler_infos
-    slots = _slots_in(result["internal_states"])
-    result[KEY] = server_entry(engine.tokenizer_manager.server_args, infos[0], slots)
+    numbers = _numbers_in(result["internal_states"])
+    result[KEY] = server_entry(engine.tokenizer_manager.server_args, infos[0], numbers)
     return result
 
 
-def server_entry(server_args: Any, scheduler_info: dict, slots: Iterable[dict[str, int]]) -> dict[str, Any]:
+def server_entry(server_args: Any, scheduler_info: dict, numbers: Iterable[Numbers]) -> dict[str, Any]:
     """The value of `claa`, as JSON values.
 
     `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in the server
     and in its scheduler. `startup_seconds`: what CLAA added to the start of each; `startup_parts`: on what.
-    `late_slots`: as above, over all replicas.
+    `late_slots`, `finishing`: as above, over all replicas.
     """
     scheduler = scheduler_info.get(KEY) or {}
     parts = {"server": startup_time.parts(), "scheduler": scheduler.get("startup_seconds", {})}
@@ -69,19 +79,22 @@ def server_entry(server_args: Any, scheduler_info: dict, slots: Iterable[dict[st
     return {
         "config": config_of(server_args).to_dict(),
         "hooks": {"ok": all(rows.values()), **rows, "sglang": SUPPORTED_SGLANG},
-        "late_slots": _summed(slots),
+        **_summed(numbers),
         "startup_seconds": {process: round(sum(spent.values()), 3) for process, spent in parts.items()},
         "startup_parts": parts,
     }
 
 
-def _slots_in(states: Iterable[dict]) -> list[dict[str, int]]:
-    return [state[KEY]["late_slots"] for state in states if KEY in state]
+def _numbers_in(states: Iterable[dict]) -> list[Numbers]:
+    return [state[KEY] for state in states if KEY in state]
 
 
-def _summed(slots: Iterable[dict[str, int]]) -> dict[str, int]:
-    parts = list(slots)
-    return {name: sum(part[name] for part in parts) for name in ("total", "free", "held")}
+def _summed(numbers: Iterable[Numbers]) -> Numbers:
+    parts = list(numbers)
+    return {
+        section: {name: sum(part[section][name] for part in parts) for name in names}
+        for section, names in SECTIONS.items()
+    }
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -92,7 +105,7 @@ HOOKS: tuple[Hook, ...] = (
         ),
         params=("self", "recv_req"),
         kind="after",
-        fn=add_late_slots,
+        fn=add_numbers,
         process="scheduler",
         reason="free late slots are known in the scheduler only, and this is how a server reads its state",
     ),
@@ -100,7 +113,7 @@ HOOKS: tuple[Hook, ...] = (
         target="sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.get_internal_state",
         params=("self",),
         kind="around",
-        fn=remember_late_slots,
+        fn=remember_numbers,
         process="server",
         reason="/server_info reads the schedulers' state here, but does not hand it to build_server_info",
     ),

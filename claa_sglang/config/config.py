@@ -24,6 +24,8 @@ PoolKernel = Annotated[int, Meta(ge=1, le=1023)]
 PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 PolicyName = Literal["auto", "always"]
+FinishName = Literal["idle", "off"]
+ChunkTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 MIN_RATE = 1e-300  # later rates that follow the first one's are not smaller
 MAX_QUOTED = 400  # characters of a profile or a flag that an error quotes
@@ -51,6 +53,8 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
     policy: whether a prompt is pruned only where that is expected to be faster.
     ranker: as `spec.parse` reads it.
+    finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
+    most; None for what takes about as long as `finishing.step_size.SECONDS`.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
@@ -61,6 +65,8 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     min_prompt_tokens: PromptTokens = 1024
     policy: PolicyName = "auto"
     ranker: str = "claa"
+    finish: FinishName = "idle"
+    finish_chunk: ChunkTokens | None = None
     profile: str | None = None
     profile_origin: str = ""
 

@@ -12,8 +12,10 @@ from msgspec import UNSET
 
 from claa_sglang.config.config import (
     MAX_QUOTED,
+    ChunkTokens,
     ClaaConfig,
     ConfigError,
+    FinishName,
     KeepRate,
     Layer,
     PolicyName,
@@ -62,6 +64,14 @@ HELP: dict[str, str] = {
         "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
         "prompt that can be (default auto)"
     ),
+    "finish": (
+        "idle runs the late layers of dropped tokens while the server has nothing else to do, after which a pruned "
+        "prefix is an ordinary dense one; off never does (default idle)"
+    ),
+    "finish_chunk": (
+        "prompt tokens of one step of finishing, at most: 1 or more; a request that arrives waits for the step that "
+        "runs (default what takes about 10 ms beside launching)"
+    ),
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
@@ -83,6 +93,8 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     ranker: str | None = None
     min_prompt_tokens: int | None = None
     policy: str | None = None
+    finish: str | None = None
+    finish_chunk: int | None = None
     profile: str | None = None
 
 
@@ -113,6 +125,10 @@ def resolve(
         common["policy"] = _checked("policy", flags.policy, PolicyName)
     if flags.ranker is not None:
         common["ranker"] = _checked("ranker", flags.ranker, str)
+    if flags.finish is not None:
+        common["finish"] = _checked("finish", flags.finish, FinishName)
+    if flags.finish_chunk is not None:
+        common["finish_chunk"] = _checked("finish_chunk", flags.finish_chunk, ChunkTokens)
 
     origins = []
     if flags.schedule is None:

@@ -166,7 +166,7 @@ RULES: tuple[Rule, ...] = (
     Rule("pipeline-parallel", _above_one("pp_size"), "the layers after the prune layer would be on another rank",
          "use --pp-size 1; --dp-size is free"),
     Rule("tensor-parallel", _above_one("tp_size"),
-         "ranks are made to agree on the kept tokens, but nobody has run that yet: it needs two GPUs",
+         "ranks would choose by clocks and cost estimates of their own, and what is kept must be the same on all",
          "use --tp-size 1, with --dp-size for more GPUs"),
     Rule("attention-data-parallel", _above_one("attn_dp_size"),
          "ranks of data-parallel attention agree on row counts before the prune",

@@ -94,6 +94,8 @@ class LateSlots:
     def bind(self, row: int, state: RequestState, generated: int) -> None:
         """Declare the pruned request that has just taken stock row `row`. Binding it again does nothing.
 
+        One with borrowed slots has all it needs: they are listed in its late rows now, and stay its lender's.
+
         Args:
             generated: tokens of the prefill that were generated before a retraction; their late slots are reserved
                 together with the prompt's.
@@ -104,6 +106,9 @@ class LateSlots:
         owner = self._owners.get(row)
         if owner is None:
             self._owners[row] = _Owner(state, generated)
+            if (slots := state.progress.borrowed) is not None:
+                rows = self.table[self.stride + row :: self.stride]
+                rows[:, : len(slots)] = slots.to(torch.int32)
         elif owner.state is not state:
             raise ValueError(f"row {row} is still bound to another request")
 
@@ -119,7 +124,7 @@ class LateSlots:
         """
         grows: list[tuple[int, _Owner, int]] = []
         for row, seq_len in zip(req_pool_indices_cpu.tolist(), target_seq_lens_cpu.tolist(), strict=True):
-            if (owner := self._owners.get(row)) is None:
+            if (owner := self._owners.get(row)) is None or owner.state.progress.borrowed is not None:
                 continue
             plan = owner.state.plan
             target = plan.kept_counts[0] + max(owner.generated, seq_len - plan.prompt_tokens)

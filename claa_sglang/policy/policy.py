@@ -67,6 +67,7 @@ class Prompt(NamedTuple):
     answers: whether it generates anything. One that does not was sent to be cached, for those who follow.
     lasting: whether what is computed for it is cached at all.
     way: what was chosen for its other samples; None for a request that is decided on by itself.
+    finished: first tokens of it that were pruned in the cache, and were made dense while the server was idle.
     """
 
     tokens: int
@@ -78,6 +79,7 @@ class Prompt(NamedTuple):
     answers: bool = True
     lasting: bool = True
     way: Choice | None = None
+    finished: int = 0
 
 
 class Policy:
@@ -89,15 +91,23 @@ class Policy:
         chunk: tokens of a prefill chunk.
         graph_tokens: how many tokens of dense requests a CUDA graph computes at most, 0 without graphs. A pruned
             forward runs eagerly: in a model so small that launching takes longest, that costs more than it gains.
+        finished_share: of the prefixes that pruned requests leave, those that are made dense before they are used
+        again, 0 to 1. Those cost the next request nothing.
     """
 
     def __init__(
-        self, config: ClaaConfig, cost: CostModel, chunk: int, graph_tokens: Callable[[], int] = lambda: 0
+        self,
+        config: ClaaConfig,
+        cost: CostModel,
+        chunk: int,
+        graph_tokens: Callable[[], int] = lambda: 0,
+        finished_share: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.cost = cost
         self._config = config
         self._chunk = chunk
         self._graph_tokens = graph_tokens
+        self._finished_share = finished_share
         self._uses = PrefixUses()
 
     def note(self, tokens: Sequence[int], key: str, hits: Hits, step: int, answers: bool = True) -> Uses:
@@ -136,25 +146,40 @@ class Policy:
         dense, pruned = self._both(prompt, hits)
         estimates = _estimates(pruned, dense)
         if pruned > MARGIN * dense:
+            if prompt.finished and hits.dense:
+                return Choice(False, f"{_was_finished(prompt.finished)}: {estimates}")
             return Choice(False, f"dense is not slower: {estimates}")
         if not prompt.lasting:
             return Choice(True, f"pruned is faster: {estimates}, and nothing is cached for later")
-        # What going pruned costs more later. Samples are certain to come, and go this prompt's way.
+        # What going pruned costs more later, where it is not made dense before. Samples are certain to come, and go
+        # this prompt's way.
+        left = 1.0 - self._finished_share()
         one = self._regret(tokens, self._config.window, steps, 1)
         samples = prompt.samples * one if prompt.samples > 1 else 0.0
         if hits.pruned < NEW * tokens:
             # A follow-up costs a little in each of its turns, or this prompt once more, dense.
             likely = CONTINUED if prompt.answers or samples else 1.0
-            later = samples + likely * min(dense, EXPECTED_USES * one)
+            later = samples + left * likely * min(dense, EXPECTED_USES * one)
             if later > dense - pruned:
                 return Choice(False, f"dense, cached for later: {estimates}, later turns pruned {_ms(later)} more")
         known = prompt.uses()
         if hits.pruned:
             expected = max(EXPECTED_USES if known.continued else 1.0, known.before)
-            extra = max(samples, expected * self._regret(tokens, tokens - hits.pruned, steps, expected))
+            extra = max(samples, left * expected * self._regret(tokens, tokens - hits.pruned, steps, expected))
             if extra > dense - pruned:
                 return Choice(False, f"dense once, cached for later: {estimates}, later turns pruned {_ms(extra)} more")
         return Choice(True, f"pruned is faster: {estimates}")
+
+    def follows(self, tokens: int, steps: Sequence[PruneStep], hits: Hits, finished: int) -> str | None:
+        """Why a prompt that is pruned at any price goes dense after a finished prefix; None where it does not.
+
+        finished: first tokens of it that were finished. Rows are compared, not times: whoever asks for pruning at any
+        price wants no estimates, and gets the same answer on every machine.
+        """
+        dense = self._dense(min(hits.dense, finished), tokens).rows
+        if hits.dense and dense <= self._pruned(steps, hits.pruned, tokens).rows:
+            return f"{_was_finished(finished)}: dense computes less"
+        return None
 
     def _both(self, prompt: Prompt, hits: Hits) -> tuple[float, float]:
         """Seconds of a prompt dense, and pruned."""
@@ -178,6 +203,10 @@ class Policy:
         kept = kept_counts(tokens, (step.keep_rate for step in steps), self._config.window)
         prunes = [step.prune_layer for step in steps]
         return pruned_work(prunes, kept, self._config.num_layers, hit, tokens, self._chunk)
+
+
+def _was_finished(tokens: int) -> str:
+    return f"its first {tokens} tokens were finished while the server was idle"
 
 
 def _estimates(pruned: float, dense: float) -> str:

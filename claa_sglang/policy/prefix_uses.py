@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -48,10 +48,9 @@ class PrefixUses:
         they are there at once, and say nothing of how often it will be used. answered: whether anything is generated;
         a prompt that was sent to be cached is no turn. Whole blocks are compared; below one, nothing is known.
         """
-        digest, before, continued = key.encode("utf-8", "surrogatepass"), [], False
+        before, continued = [], False
         whole = len(tokens) // BLOCK * BLOCK
-        for end in range(BLOCK, whole + 1, BLOCK):
-            digest = _digest(tokens[end - BLOCK : end], after=digest)
+        for end, digest in zip(range(BLOCK, whole + 1, BLOCK), chain(tokens, key), strict=True):
             block = self._blocks.pop(digest, _Block())
             if block.step != step:
                 block = block._replace(uses=block.uses + 1, step=step)
@@ -67,6 +66,14 @@ class PrefixUses:
         while len(self._blocks) > self._capacity:
             self._blocks.popitem(last=False)
         return Uses(sum(before) / len(before) if before else 0.0, continued)
+
+
+def chain(tokens: Sequence[int], key: str) -> Iterator[bytes]:
+    """A digest for each whole block from the start, of everything up to its end. key: of those who share."""
+    digest = key.encode("utf-8", "surrogatepass")
+    for end in range(BLOCK, len(tokens) + 1, BLOCK):
+        digest = _digest(tokens[end - BLOCK : end], after=digest)
+        yield digest
 
 
 def _digest(tokens: Sequence[int], after: bytes) -> bytes:

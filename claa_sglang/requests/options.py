@@ -26,6 +26,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "ranker": (str | None, "a ranker such as claa or fastkv; default the server's --claa-ranker"),
     "keep": (Positions | None, "ascending prompt positions; default those of the ranking"),
     "return_kept": (bool, "true or false; default false"),
+    "finish": (bool, "true or false; default true"),
 }
 
 
@@ -42,6 +43,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ranker: what ranks its tokens, as `spec.parse` reads it; None means the server's own.
     keep: prompt positions to keep beside the window, ascending; None to rank.
     return_kept: report the kept positions in `meta_info["claa"]`.
+    finish: False leaves what it caches pruned, where the server would make it dense when it is idle.
     """
 
     enabled: bool = True
@@ -50,6 +52,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ranker: str | None = None
     keep: Positions | None = None
     return_kept: bool = False
+    finish: bool = True
 
 
 def parse_options(custom_params: object) -> RequestOptions:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 KEY = "claa"  # of meta_info, of metadata, and of /server_info
 CHOSEN = "chosen by --claa-policy auto"
+FINISHED = "its prefix was finished while the server was idle"
 
 Report = dict[str, Any]
 
@@ -17,7 +18,8 @@ Report = dict[str, Any]
 def build_report(state: RequestState, cached_tokens: int) -> Report:
     """The report of a request, as JSON values. Counts are in prompt tokens.
 
-    `policy` is there where the policy chose, and `reason` then has its estimates.
+    `policy` is there where the policy chose, and `reason` then has its estimates. `finished_tokens`, of a request that
+    went dense, are its first tokens that an earlier pruned request had cached, and that were made dense since.
     cached_tokens: prompt tokens that were in the prefix cache when the request was first scheduled.
     With several prune steps the top-level values are the first step's, and `steps` lists all. With
     `options.return_kept`, `kept` are the kept prompt positions, ascending; that copies them from the device
@@ -32,6 +34,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
             "prompt_tokens": plan.prompt_tokens,
             "kept_tokens": plan.prompt_tokens,
             "early_cached_tokens": cached_tokens,
+            **({"finished_tokens": state.decision.finished} if state.decision.finished else {}),
         }
     steps = [_step(state, index) for index in range(len(plan.steps))]
     report: Report = {
@@ -52,13 +55,14 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
 def shown(report: Report, cache_report: bool) -> Report:
     """`report` for a route where cached counts are shown with `cache_report` alone, as they tell what others asked.
 
-    Without it, the cached tokens and the policy's estimates, which follow from them, are left out. Whether the request
-    was pruned stays.
+    Without it, the cached tokens, and reasons that tell of them, are left out. Whether the request was pruned stays.
     """
     if cache_report:
         return report
-    kept = {key: value for key, value in report.items() if key != "early_cached_tokens"}
-    return {**kept, "reason": CHOSEN} if "policy" in report else kept
+    kept = {key: value for key, value in report.items() if key not in ("early_cached_tokens", "finished_tokens")}
+    if "policy" in report:
+        return {**kept, "reason": CHOSEN}
+    return {**kept, "reason": FINISHED} if "finished_tokens" in report else kept
 
 
 def with_metadata(text: str, report: Report) -> str:

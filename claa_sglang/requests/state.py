@@ -53,6 +53,8 @@ class Progress:
             after a step begin when those before it are complete. (0, 0) until they begin.
         last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
             the prompt's last token; late slots own it.
+        borrowed: slots (int64 `[kept_counts[0]]`) that serve as late slots and belong to somebody else, in a step of
+            finishing (`patches/finishing.py`). None for a request of a client, whose late slots are taken and freed.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
     """
 
@@ -60,6 +62,7 @@ class Progress:
     late_computed_tokens: int = 0
     late_spans: list[tuple[int, int]] = field(default_factory=list)
     last_slot: Tensor | None = None
+    borrowed: Tensor | None = None
     error: str | None = None
 
     @classmethod
@@ -89,6 +92,8 @@ class Decision:
         why: why the policy prunes it, or runs it dense; None where nothing was chosen.
         uses: what the policy knows of its cached tokens (`policy.prefix_uses.Uses`); None until the prompt was counted.
         dense_new_tokens: (max_new_tokens, min_new_tokens) of a dense request, where a pruned one's were cut to fit.
+        finished: first prompt tokens that were pruned in the prefix cache, and were made dense since; None until the
+            prompt was looked at.
     """
 
     is_open: bool = False
@@ -96,6 +101,7 @@ class Decision:
     why: str | None = None
     uses: Any = None
     dense_new_tokens: tuple[int, int] | None = None
+    finished: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

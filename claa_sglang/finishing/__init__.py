@@ -1,0 +1,1 @@
+"""Answer first, finish later: pruned prefixes become dense while the server has nothing else to do."""
