@@ -73,6 +73,7 @@ class Request:
     late: list[int] = field(default_factory=list)
     aside: list[int] = field(default_factory=list)
     subset: list[int] = field(default_factory=list)  # second step: indices into the first step's kept slots
+    borrowed: list[int] = field(default_factory=list)  # of a step of finishing: slots of the tree, in its late rows
 
     @property
     def target(self) -> int:
@@ -82,7 +83,7 @@ class Request:
 
 class LateSlotsMachine(RuleBasedStateMachine):
     """Requests come, are prefilled in chunks and parts, decode, finish into a tree or are aborted at any time, are
-    retracted and resume, and are flushed."""
+    retracted and resume, and are flushed. Between them, steps of finishing borrow late slots."""
 
     @initialize(steps=st.integers(1, 2), size=st.integers(24, 70), need_sort=st.booleans())
     def start(self, steps: int, size: int, need_sort: bool) -> None:
@@ -107,10 +108,12 @@ class LateSlotsMachine(RuleBasedStateMachine):
             return False
         free_before, late_before = self.allocator.available_size() + len(self.tree), self.slots.held
         table_before = self.slots.table.clone()
+        # A step of finishing beside them has all it needs.
+        lengths = targets | {row: r.prompt + r.generated for row, r in self.live.items() if r.borrowed}
         try:
             self.pool.alloc_aux_to_lengths(
-                req_pool_indices_cpu=torch.tensor(list(targets)),
-                target_seq_lens_cpu=torch.tensor(list(targets.values())),
+                req_pool_indices_cpu=torch.tensor(list(lengths)),
+                target_seq_lens_cpu=torch.tensor(list(lengths.values())),
             )
         except OutOfLateSlots:
             assert self.slots.held == late_before
@@ -128,7 +131,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
     def note_late(self, row: int, request: Request) -> None:
         """The row lists what it did before, then new slots; how many is known from lengths alone."""
-        if request.state is None:
+        if request.state is None or request.borrowed:
             return
         generated = max(request.generated, len(request.stock) - request.prompt)
         now = listed(self.slots, row, 1, request.state.plan.kept_counts[0] + generated)
@@ -151,8 +154,17 @@ class LateSlotsMachine(RuleBasedStateMachine):
             self.slots.bind(row, request.state, request.generated)
         assert not self.slots.reserved(row)
 
+    @precondition(lambda self: self.tree and len(self.live) < ROWS)
+    @rule(data=st.data())
+    def lend(self, data: st.DataObject) -> None:
+        """A step of finishing: its late rows list slots that the tree has, and keeps."""
+        slots = data.draw(st.lists(st.sampled_from(self.tree), min_size=1, max_size=16, unique=True))
+        state = make_state(len(slots), (len(slots),) * self.steps)
+        state.progress.borrowed = torch.tensor(slots)
+        self.place(Request(len(slots), state, prefilled=True, borrowed=slots))
+
     def some(self, data: st.DataObject, prefilled: bool) -> list[int]:
-        rows = [row for row, request in self.live.items() if request.prefilled == prefilled]
+        rows = [row for row, request in self.live.items() if request.prefilled == prefilled and not request.borrowed]
         return data.draw(st.lists(st.sampled_from(rows), unique=True, min_size=1)) if rows else []
 
     @rule(data=st.data())
@@ -212,6 +224,8 @@ class LateSlotsMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def retract(self, data: st.DataObject) -> None:
         request = self.release(data.draw(st.sampled_from(sorted(self.live))))
+        if request.borrowed:
+            return
         self.allocator.free(torch.tensor(request.stock, dtype=torch.int64))
         self.waiting.append(Request(request.prompt, request.state, request.generated))
 
@@ -248,6 +262,9 @@ class LateSlotsMachine(RuleBasedStateMachine):
     @invariant()
     def rows_list_what_is_held(self) -> None:
         for row, request in self.live.items():
+            for level in range(1, self.steps + 1):
+                assert listed(self.slots, row, level, len(request.borrowed)) == request.borrowed
+            assert not (request.borrowed and self.slots.reserved(row))
             assert listed(self.slots, row, 1, len(request.late)) == request.late
             if request.state is None or self.steps == 1 or not request.late:
                 continue
@@ -390,6 +407,22 @@ def test_a_freed_row_starts_its_late_prefill_again() -> None:
     state.progress.late_spans[0] = (1, 3)
     slots.free(1)
     assert set(state.progress.late_spans) == {(0, 0)}
+
+
+@pytest.mark.parametrize("counts", [(5,), (5, 5)], ids=["one-step", "two-steps"])
+def test_borrowed_slots_are_listed_at_every_level_and_stay_their_lender_s(counts: tuple[int, ...]) -> None:
+    _, allocator, slots = make_pool(len(counts), size=20)
+    lent = allocator.alloc(5)
+    state = make_state(5, counts)
+    state.progress.borrowed = lent
+    slots.bind(1, state, generated=0)
+    slots.bind(2, make_state(8, (4, 2)[: len(counts)]), generated=0)
+    extend(slots, {1: 5, 2: 8})
+    assert [listed(slots, 1, level, 5) for level in range(1, len(counts) + 1)] == [lent.tolist()] * len(counts)
+    assert slots.held == 4 and not slots.reserved(1) and [row for row, _ in slots.holdings()] == [2]
+    slots.free(1)
+    slots.free(2)
+    assert slots.held == 0 and allocator.available_size() == 15  # the lender has them still
 
 
 def test_a_table_that_is_no_multiple_of_stocks_is_refused() -> None:

@@ -22,6 +22,8 @@ def test_nothing_asked_gives_the_defaults(custom_params: object) -> None:
         ({"keep_rate": 0.4}, RequestOptions(keep_rate=0.4)),
         ({"keep_rate": 1}, RequestOptions(keep_rate=1.0)),
         ({"keep_rate": None, "return_kept": True}, RequestOptions(return_kept=True)),
+        ({"finish": False}, RequestOptions(finish=False)),
+        ({"finish": True}, RequestOptions()),
         (MappingProxyType({"keep_rate": 1e-9}), RequestOptions(keep_rate=1e-9)),
     ],
 )
@@ -41,7 +43,7 @@ def test_a_bad_keep_rate_is_refused_with_its_range(value: object) -> None:
         parse_options({"claa": {"keep_rate": value}})
 
 
-@pytest.mark.parametrize("key", ["enabled", "return_kept"])
+@pytest.mark.parametrize("key", ["enabled", "return_kept", "finish"])
 @pytest.mark.parametrize("value", [0, 1, "true", "", None, [True], {}, 0.0], ids=repr)
 def test_a_bad_switch_is_refused_with_its_values(key: str, value: object) -> None:
     with pytest.raises(RequestError, match=rf"custom_params\.claa\.{key}: .* true or false"):
@@ -50,7 +52,7 @@ def test_a_bad_switch_is_refused_with_its_values(key: str, value: object) -> Non
 
 @pytest.mark.parametrize("key", ["keep_rat", "Enabled", "", "window", 3, None, ("keep_rate",)], ids=repr)
 def test_an_unknown_key_is_refused_with_the_known_ones(key: object) -> None:
-    with pytest.raises(RequestError, match="unknown key .*enabled .*keep_rate .*return_kept ") as caught:
+    with pytest.raises(RequestError, match="unknown key .*enabled .*keep_rate .*return_kept .*finish ") as caught:
         parse_options({"claa": {"enabled": True, key: 0.4}})
     assert repr(key)[1:-1] in str(caught.value)
 

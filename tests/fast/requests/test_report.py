@@ -14,7 +14,7 @@ import pytest
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.patches import ask, attached, openai, report, tokenizer
 from claa_sglang.requests.options import RequestError, RequestOptions
-from claa_sglang.requests.report import CHOSEN, KEY, build_report, safe_report
+from claa_sglang.requests.report import CHOSEN, FINISHED, KEY, build_report, safe_report
 from claa_sglang.requests.state import RequestState
 from tests.fast.states import SECOND, STEP, pruned
 
@@ -44,6 +44,28 @@ def test_report_of_a_dense_request() -> None:
         "kept_tokens": 7,
         "early_cached_tokens": 3,
     }
+
+
+def test_report_of_a_request_after_a_finished_prefix() -> None:
+    state = RequestState.dense_request(RequestOptions(), 700, "its first 640 tokens were finished")
+    state.decision.finished = 640
+    assert build_report(state, cached_tokens=699) == {
+        "pruned": False,
+        "reason": "its first 640 tokens were finished",
+        "prompt_tokens": 700,
+        "kept_tokens": 700,
+        "early_cached_tokens": 699,
+        "finished_tokens": 640,
+    }
+    for none in (0, None):
+        state.decision.finished = none
+        assert "finished_tokens" not in build_report(state, 0)
+
+
+def test_a_pruned_request_says_nothing_of_what_was_finished() -> None:
+    state = pruned()
+    state.decision.finished = 640
+    assert build_report(state, 0) == build_report(pruned(), 0)
 
 
 def test_kept_positions_are_reported_only_when_asked_for() -> None:
@@ -296,6 +318,21 @@ def test_what_depends_on_the_cache_is_shown_with_sglang_s_switch_alone(cache_rep
             assert seen == expected and seen["policy"] == "auto"
     short = build_report(RequestState.dense_request(RequestOptions(), 7, "short"), 3)
     assert ask.as_shown(short)["reason"] == "short" and build_report(pruned(), 3).get("policy") is None
+
+
+@pytest.mark.parametrize(("why", "shown"), [(None, FINISHED), ("estimated", CHOSEN)], ids=["always", "auto"])
+def test_so_is_what_was_finished(cache_report: bool, why: str | None, shown: str) -> None:
+    """Without the switch it is neither said how many tokens an earlier request had cached, nor what that was worth."""
+    state = RequestState.dense_request(RequestOptions(), 700, "its first 640 tokens were finished: estimated")
+    state.decision.finished, state.decision.why = 640, why
+    report = build_report(state, 699)
+    seen = ask.as_shown(report)
+    if cache_report:
+        assert seen == report and seen["finished_tokens"] == 640
+    else:
+        hidden = {"early_cached_tokens", "finished_tokens"}
+        assert seen == {**{key: value for key, value in report.items() if key not in hidden}, "reason": shown}
+        assert "640" not in str(seen) and "estimated" not in str(seen)
 
 
 @pytest.mark.parametrize("reports", [[{"pruned": True}], [{"pruned": True}, {"pruned": False}]])
