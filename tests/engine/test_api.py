@@ -26,6 +26,7 @@ FLAGS = (
     "--enable-claa",
     *("--claa-profile", "none"),
     *("--claa-policy", "always"),
+    *("--claa-finish", "off"),
     *("--claa-keep-rate", str(KEEP_RATE)),
     *("--claa-prune-layer", "19"),
     *("--claa-score-layers", "17,18"),

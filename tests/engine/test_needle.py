@@ -35,7 +35,7 @@ TWO_NEEDLES = (101, 104)
 
 @pytest.fixture(scope="module")
 def served(small_model_path: Path) -> Iterator[Server]:
-    flags = ("--enable-claa", "--claa-policy", "always", "--served-model-name", MODEL)
+    flags = ("--enable-claa", "--claa-policy", "always", "--claa-finish", "off", "--served-model-name", MODEL)
     flags += ("--claa-min-prompt-tokens", "512", "--enable-cache-report")
     with server(small_model_path, *flags, env=ONE_THREAD) as running:
         yield running

@@ -45,6 +45,8 @@ def served(small_model_path: Path) -> Iterator[Server]:
         "--enable-claa",
         "--claa-policy",
         "always",
+        "--claa-finish",
+        "off",
         "--claa-min-prompt-tokens",
         "64",
         "--sleep-on-idle",
