@@ -25,8 +25,8 @@ import msgspec
 
 from benchmarks import shapes
 from benchmarks.ttft import plot, rates, record, report, setup, startup
+from benchmarks.ttft.catalogue import SCENARIOS
 from benchmarks.ttft.run import Budget, How, OutOfTime, Run
-from benchmarks.ttft.scenarios import SCENARIOS
 from benchmarks.ttft.settings import CPU_DEFAULTS, GPU_DEFAULTS, HELP, Chat, Settings
 from claa_sglang.tools.cpu_env import enter_cpu_environment
 
@@ -110,8 +110,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--scenarios",
         nargs="+",
         choices=[*SCENARIOS, *OTHERS],
-        default=list(SCENARIOS),
-        help="default: all but rates and startup",
+        default=[name for name, scenario in SCENARIOS.items() if not scenario.pauses],
+        help="default: all but rates, startup, and those with pauses (after-pause and what follows it in this list)",
     )
     parser.add_argument("--prune-layer", type=int, help="default: L//2 - 1 of a model's L")
     parser.add_argument("--budget-seconds", type=float, help="stop cleanly before a round that would exceed this")

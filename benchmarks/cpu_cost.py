@@ -60,6 +60,8 @@ CLAA = (
     "none",
     "--claa-policy",
     "always",
+    "--claa-finish",
+    "off",
     "--claa-prune-layer",
     str(PRUNE_LAYER),
     "--claa-keep-rate",

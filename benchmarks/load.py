@@ -4,14 +4,15 @@
 
 A pruned server with too small a pool, forced retractions and strict accounting in every step (`benchmarks.traffic`)
 gets shared prefixes as text and random prompts as token ids from SGLang's own benchmark client, up to 32 at a time; a
-seeded 5 % of them hang up or are aborted. Prompts lie on both sides of the pruning threshold. Then every request that
-was answered in full is sent again, alone and with an empty prefix cache, and has to get the same tokens and keep the
-same positions. Everything is float32, so equal means equal. Two tokens whose log probabilities differ by less than 1e-4
-may swap, as sums of other batches round otherwise, and so may two positions with scores within 1e-4: such a swap
-is counted apart, with its margin.
+seeded 5 % of them hang up or are aborted. Prompts lie on both sides of the pruning threshold. The shared prefixes come
+in two bursts with a pause between, in which the server finishes what it can. Then every request that was answered in
+full is sent again, alone and with an empty prefix cache, and has to get the same tokens and keep the same positions;
+dense, if it followed a finished prefix. Everything is float32, so equal means equal. Two tokens whose log probabilities
+differ by less than 1e-4 may swap, as sums of other batches round otherwise, and so may two positions with scores within
+1e-4: such a swap is counted apart, with its margin.
 
 The exit status is 1 unless nothing failed, nothing differed, no slot was left behind, and retractions, aborts, pruned
-and dense requests were all there.
+and dense requests, and requests over finished prefixes were all there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from claa_sglang.tools.servers import Server
 RESULT = Path(__file__).resolve().parent / "results" / "load.json"
 TIE = 1e-4  # largest difference of two log probabilities that rounding may swap
 GROUPS = 8
+PAUSE = 20.0  # seconds at most, for the server to finish prefixes in
 CHOICES = 100  # log probabilities asked for where an answer differs
 
 
@@ -82,7 +84,7 @@ def measure(running: Server, client: Client, requests: int) -> dict[str, Any]:
     differences = alone(running, complete) if running.process.poll() is None else []
     seconds["alone"] = round(time.perf_counter() - began, 1)
     leaked = leaked or leaks(running)
-    kinds = Counter("pruned" if call.report.get("pruned") else "dense" for call in complete)
+    kinds = Counter(kind(call) for call in complete)
     aborted = Counter(call.abort for call in calls if call.abort and not call.complete)
     errors = [f"{call.rid}: {call.wrong.strip()[-500:]}" for call in calls if call.wrong]
     ties = [difference for difference in differences if difference["tie"]]
@@ -91,6 +93,7 @@ def measure(running: Server, client: Client, requests: int) -> dict[str, Any]:
         "answered": len(complete),
         "answered, pruned": kinds["pruned"],
         "answered, dense": kinds["dense"],
+        "answered, dense over a finished prefix": kinds["finished"],
         **{f"given up: {how}": count for how, count in sorted(aborted.items())},
         "errors": len(errors),
         "identical alone": len(complete) - len(differences),
@@ -101,23 +104,39 @@ def measure(running: Server, client: Client, requests: int) -> dict[str, Any]:
     failures = [*errors, *(str(difference) for difference in differences if not difference["tie"])]
     failures += [f"left behind: {leaked}"] if leaked else []
     needed = {"answered, pruned", "answered, dense", "retracted: forced", "identical alone"}
+    needed.add("answered, dense over a finished prefix")
     failures += [f"nothing was shown: {name} is 0" for name in sorted(needed) if not counts[name]]
     failures += [] if aborted else ["nothing was shown: no request was given up"]
     return {"counts": counts, "seconds": seconds, "differences": differences, "failures": failures}
 
 
+def kind(call: Call) -> str:
+    """pruned, dense, or finished: dense as its prefix was finished."""
+    return "pruned" if call.report.get("pruned") else "finished" if call.report.get("finished_tokens") else "dense"
+
+
 def send(client: Client, requests: int) -> list[Call]:
-    """Shared prefixes, then random prompts, with SGLang's client."""
-    shared = max(1, round(0.55 * requests / GROUPS))
-    calls = client.run(
+    """Shared prefixes in two bursts, the same prompts in both, then random prompts; with SGLang's client."""
+    shared = max(1, round(0.275 * requests / GROUPS))
+    burst = (
         *("--dataset-name", "generated-shared-prefix", "--gsp-num-groups", str(GROUPS)),
-        *("--gsp-prompts-per-group", str(shared), "--gsp-system-prompt-len", "300", "--gsp-question-len", "80"),
-        *("--gsp-output-len", "40", "--gsp-range-ratio", "0.4"),
+        *("--gsp-prompts-per-group", str(shared), "--gsp-system-prompt-len", "450", "--gsp-question-len", "80"),
+        *("--gsp-output-len", "40", "--gsp-range-ratio", "0.4", "--seed", str(client.seed)),
     )
+    calls = client.run(*burst)
+    pause(client.server)
+    calls += client.run(*burst)
     return calls + client.run(
-        *("--dataset-name", "random-ids", "--tokenize-prompt", "--num-prompts", str(requests - GROUPS * shared)),
+        *("--dataset-name", "random-ids", "--tokenize-prompt", "--num-prompts", str(requests - 2 * GROUPS * shared)),
         *("--random-input-len", "600", "--random-output-len", "48", "--random-range-ratio", "0.1"),
     )
+
+
+def pause(running: Server) -> None:
+    """Until nothing waits to be finished, or some seconds have passed."""
+    end = time.monotonic() + PAUSE
+    while running.get("/server_info").json()["claa"]["finishing"]["waiting"] and time.monotonic() < end:
+        time.sleep(0.5)
 
 
 # --- each request alone ---
@@ -137,7 +156,10 @@ def alone(running: Server, calls: Sequence[Call]) -> list[dict[str, Any]]:
 def ask(running: Server, call: Call, **more: Any) -> dict[str, Any]:
     running.flush()
     prompt = "text" if isinstance(call.prompt, str) else "input_ids"
-    return running.generate(**{prompt: call.prompt}, sampling_params=call.params, **more)
+    params = call.params
+    if kind(call) == "finished":
+        params = {**params, "custom_params": {"claa": {"enabled": False}}}
+    return running.generate(**{prompt: call.prompt}, sampling_params=params, **more)
 
 
 def difference(running: Server, call: Call, tokens: list[int], kept: list[int] | None) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 
 The server and the client are those of `benchmarks.load`: too small a pool, forced retractions, strict accounting in
 every step, 5 % of the requests given up. A round is shared prefixes, random prompts and chats whose turns grow, each
-with prompts on both sides of the pruning threshold; after it nothing may be held, and the prefix cache is emptied.
+with prompts on both sides of the pruning threshold; after it comes a pause, in which the server makes pruned prefixes
+dense, then nothing may be held, and the prefix cache is emptied.
 Every 10 seconds the resident memory of the server's processes, the late slots held and the free slots are noted.
 
 The memory is called flat by the slope of the scheduler's, least squares over the last two thirds of the samples, with
@@ -40,6 +41,7 @@ from claa_sglang.tools.servers import Server
 
 RESULT = Path(__file__).resolve().parent / "results" / "soak.json"
 EVERY = 10.0  # seconds
+PAUSE = 2.0  # seconds after each round, in which the server finishes pruned prefixes
 GROWTH_LIMIT = 0.05  # of the scheduler's memory, over the last two thirds
 MIB = 2**20
 
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out.with_suffix(".server.log").write_text(running.log())
     measured["memory"] = {kind: growth(sampler.samples, kind) for kind in sampler.processes}
     scheduler = measured["memory"]["scheduler"]
+    if not measured["counts"].get("prefixes finished"):
+        measured["failures"].append("nothing was shown: no prefix was finished")
     if "slope, 95 % confidence" not in scheduler:
         measured["failures"].append(f"nothing was shown: {scheduler['samples']} samples of memory")
     if scheduler["surely grows"] and scheduler["growth of the last two thirds, share"] > GROWTH_LIMIT:
@@ -92,6 +96,9 @@ def soak(running: Server, client: Client, sampler: Sampler, seconds: float) -> d
             counts["rounds"] += 1
             sampler.requests = counts["requests"]
             failures += [f"{call.rid}: {call.wrong.strip()[-500:]}" for call in calls if call.wrong]
+            time.sleep(PAUSE)
+            finished = running.get("/server_info").json()["claa"]["finishing"]
+            counts |= {f"prefixes {what}": finished[what] for what in ("finished", "dropped")}  # type: ignore[operator]
             if leaked := leaks(running):
                 failures.append(f"left behind in round {counts['rounds']}: {leaked}")
     return {"minutes": (time.monotonic() - began) / 60, "counts": dict(counts), "failures": failures}
@@ -103,7 +110,7 @@ def traffic_round(client: Client) -> list[Call]:
     calls = client.run(
         *shared,
         *("--gsp-num-groups", "4", "--gsp-prompts-per-group", "10"),
-        *("--gsp-system-prompt-len", "300", "--gsp-question-len", "80", "--gsp-output-len", "40"),
+        *("--gsp-system-prompt-len", "450", "--gsp-question-len", "80", "--gsp-output-len", "40"),
     )
     calls += client.run(
         *("--dataset-name", "random-ids", "--tokenize-prompt", "--num-prompts", "40"),

@@ -88,7 +88,7 @@ def start_engines(args: argparse.Namespace, gpu: str | None, stack: contextlib.E
     if gpu is None:
         options |= {**CPU_OPTIONS, "dtype": "float32", "sleep_on_idle": True}
     engines = []
-    claa = {"enable_claa": True, "claa_profile": "none", "claa_policy": "always"}
+    claa = {"enable_claa": True, "claa_profile": "none", "claa_policy": "always", "claa_finish": "off"}
     for extra in ({}, {**claa, "claa_min_prompt_tokens": 2 * DECODING_PROMPT}):
         engine, seconds = stack.enter_context(running({**options, **extra}))
         engines.append(engine)

@@ -27,6 +27,7 @@ OPTIONS: dict[str, Any] = {
     "mem_fraction_static": 0.9,  # the pool is given; engines side by side see what the others have taken
     "cuda_graph_max_bs_decode": GRAPH_BATCH,
     "enable_claa": True,
+    "claa_finish": "off",
     "claa_profile": "none",
     "claa_policy": "always",
     "claa_min_prompt_tokens": 0,

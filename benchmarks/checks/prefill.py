@@ -21,6 +21,7 @@ OPTIONS: dict[str, Any] = {
     "mem_fraction_static": 0.95,
     "cuda_graph_max_bs_decode": 4,
     "enable_claa": True,
+    "claa_finish": "off",
     "claa_profile": "none",
     "claa_policy": "always",
 }

@@ -68,7 +68,8 @@ def options(setting: Setting, key: str, tokens: int, window: int, rankings: Rank
     """
     if setting.dense:
         return {"enabled": False}
-    pruned = {"policy": "always", "keep_rate": setting.keep_rate}
+    # What another setting left in the cache is not to be made dense for this one.
+    pruned = {"policy": "always", "keep_rate": setting.keep_rate, "finish": False}
     if setting.ranker == DEFAULT_RANKER:
         return pruned
     if setting.ranker not in rankings:

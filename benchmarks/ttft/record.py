@@ -17,7 +17,7 @@ VERSION = 1  # raised when older files can no longer be read as they are
 class Series(msgspec.Struct, kw_only=True):
     """All samples of one thing. Those with the same index, of series that differ in `variant` only, are from one round.
 
-    scenario: one of scenarios.SCENARIOS, or "rates". tokens: of a prompt. chunk: of the engines, in tokens.
+    scenario: one of catalogue.SCENARIOS, or "rates". tokens: of a prompt. chunk: of the engines, in tokens.
     quantity: what was measured; seconds unless it says otherwise. variant: who was measured (variants.py).
     rate: requests per second, of scenario "rates" only, whose samples are single requests.
     """

@@ -88,10 +88,10 @@ def _row(record: Record, series: Series) -> Row:
     )
     rate = keep_rate(series.variant)
     stock = _sibling(record, series, variants.STOCK)
-    if series.variant != variants.STOCK and stock and series.quantity != variants.PRUNED_TURNS:
+    if series.variant != variants.STOCK and stock and series.quantity not in variants.COUNTS:
         row.of_stock = spread(ratios(values, stock))
     bound = control(record, series) if rate is None else bounds(record, series, rate)
-    if bound and series.quantity != variants.PRUNED_TURNS:
+    if bound and series.quantity not in variants.COUNTS:
         row.bound = statistics.median(bound)
         row.of_bound = spread(ratios(values, bound))
     if series.scenario == "cold" and rate is not None:
@@ -301,7 +301,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def _value(row: Row, value: float) -> str:
-    return f"{value:g}" if row.quantity == variants.PRUNED_TURNS else milliseconds(value)
+    return f"{value:g}" if row.quantity in variants.COUNTS else milliseconds(value)
 
 
 def _ratio(ratio: Spread | None) -> str:

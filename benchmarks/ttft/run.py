@@ -13,9 +13,10 @@ import msgspec
 from tqdm import tqdm
 
 from benchmarks.ttft import record, setup
+from benchmarks.ttft.catalogue import SCENARIOS
 from benchmarks.ttft.engines import EngineProcess
 from benchmarks.ttft.record import Record
-from benchmarks.ttft.scenarios import SCENARIOS, Lab, Samples
+from benchmarks.ttft.scenarios import Lab, Samples
 from benchmarks.ttft.settings import Settings
 from benchmarks.ttft.setup import Model
 
@@ -101,8 +102,11 @@ class Run:
 
         Where a round fails, that is put on record and the point is left: what else the run was to measure still counts.
         """
-        warm, took = self.settings.warm_rounds, 0.0
-        bar = tqdm(range(warm + self.settings.rounds), desc=f"{scenario}, {tokens} tokens", unit="round")
+        known, took = SCENARIOS.get(scenario), 0.0
+        warm, timed = self.settings.warm_rounds, self.settings.rounds
+        if known is not None and known.long:
+            warm, timed = 0, self.settings.long_rounds
+        bar = tqdm(range(warm + timed), desc=f"{scenario}, {tokens} tokens", unit="round")
         for index in bar:
             self.budget.check(took)
             started = self.budget.used

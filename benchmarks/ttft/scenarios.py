@@ -201,27 +201,6 @@ def burst(lab: Lab, tokens: int) -> Samples:
     return samples
 
 
-class Scenario(NamedTuple):
-    """engines: names of those it takes. points: prompt lengths. round: what is done once at one of them."""
-
-    engines: tuple[str, ...]
-    points: Callable[[Settings], list[int]]
-    round: Callable[[Lab, int], Samples]
-
-
-# In the order in which they run: what matters most comes first, where a run may be cut short.
-SCENARIOS: dict[str, Scenario] = {
-    "cold": Scenario(("stock", "claa", "early", "late", "one"), lambda s: s.lengths, cold),
-    "dense": Scenario(("stock", "claa"), lambda s: s.dense_lengths, dense),
-    "second-turn": Scenario(("stock", "claa", "late", "one"), lambda s: s.prefix_lengths, second_turn),
-    "shared-prefix": Scenario(("stock", "claa"), lambda s: s.prefix_lengths, shared_prefix),
-    "burst": Scenario(("stock", "claa"), lambda s: s.burst_lengths, burst),
-    "mixed": Scenario(("stock", "claa"), lambda s: s.mixed_lengths, mixed),
-    "growing-chat": Scenario(("stock", "claa"), lambda s: [s.chat.last], growing_chat),
-    "decode": Scenario(("stock", "claa"), lambda s: s.decode_lengths, decode),
-}
-
-
 # --- parts of a turn ---
 
 

@@ -36,7 +36,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     decode_batch: int
     rounds: int
     warm_rounds: int
+    long_rounds: int
     rest: float
+    pause: float
+    think: float
+    pause_lengths: list[int]
+    users_lengths: list[int]
     mixed_gap: float
     rates: list[float]
     rate_tokens: int
@@ -57,7 +62,12 @@ HELP: dict[str, str] = {
     "decode_batch": "requests, scenario decode",
     "rounds": "timed rounds",
     "warm_rounds": "rounds before them",
+    "long_rounds": "rounds of arrivals, chats with pauses and users, with none before them",
     "rest": "seconds without work before each engine's turn: a GPU that was busy just before is slower",
+    "pause": "seconds between an answer and the next question, scenarios after-pause, thinking-chat and pasting-chat",
+    "think": "seconds between two questions of a user, scenario users",
+    "pause_lengths": "tokens of the first turn, scenario after-pause",
+    "users_lengths": "tokens of each user's document, scenario users",
     "mixed_gap": "seconds between two short requests, scenario mixed",
     "rates": "requests per second, scenario rates",
     "rate_tokens": "prompt tokens, scenario rates",
@@ -79,7 +89,12 @@ GPU_DEFAULTS = Settings(
     decode_batch=8,
     rounds=5,
     warm_rounds=1,
+    long_rounds=1,
     rest=0.0,
+    pause=2.0,
+    think=5.0,
+    pause_lengths=[10_240, 32_768],
+    users_lengths=[16_384],
     mixed_gap=0.1,
     rates=[1.0, 2.0, 3.0, 4.0],
     rate_tokens=10_240,
@@ -99,7 +114,12 @@ CPU_DEFAULTS = Settings(
     decode_batch=3,
     rounds=5,
     warm_rounds=1,
+    long_rounds=1,
     rest=0.0,
+    pause=4.0,
+    think=10.0,
+    pause_lengths=[1536],
+    users_lengths=[1024],
     mixed_gap=0.3,
     rates=[0.2, 0.4],
     rate_tokens=1536,

@@ -23,6 +23,7 @@ import msgspec
 
 from benchmarks import shapes
 from benchmarks.engine import CPU_OPTIONS as CPU_ENGINE
+from benchmarks.ttft import pauses
 from benchmarks.ttft.bound import Depth
 from benchmarks.ttft.settings import (
     CHAT_ANSWER,
@@ -81,7 +82,7 @@ def open_model(path: Path | None, shape: str | None, prune_layer: int | None, gp
 def engine_options(
     model: Model, settings: Settings, chunk: int, scenarios: Iterable[str], gpu: bool
 ) -> dict[str, dict[str, Any]]:
-    """Options of each engine that `scenarios` (names of scenarios.SCENARIOS, "rates" or "startup") need, by name.
+    """Options of each engine that `scenarios` (names of catalogue.SCENARIOS, "rates" or "startup") need, by name.
 
     Engines are told how many tokens of KV to have, as each would otherwise take all memory that the others left. Raises
     ValueError for a prompt longer than the model's positions; a shape with random weights is given more of them.
@@ -104,6 +105,8 @@ def engine_options(
         options[name] = {**common, "max_total_tokens": tokens}
         if name == "claa":
             options[name] |= {"enable_claa": True, "claa_profile": "none", "claa_prune_layer": model.prune_layer}
+            # Elsewhere a prefix that was finished between two requests would be another thing to measure.
+            options[name]["claa_finish"] = "idle" if any(need.finished for need in demands) else "off"
         if changed := {**overrides.get(name, {}), **more}:
             options[name]["json_model_override_args"] = json.dumps(changed)
     return options
@@ -119,11 +122,15 @@ CPU_OPTIONS = {
 
 
 class Demand(NamedTuple):
-    """What a scenario takes: its longest prompt, tokens of KV in a stock engine, longest prompt with a bound; or 0."""
+    """What a scenario takes: its longest prompt, tokens of KV in a stock engine, longest prompt with a bound; or 0.
+
+    finished: tokens of prefixes that are there twice while they are finished, pruned and dense.
+    """
 
     longest: int
     tokens: int
     bounded: int = 0
+    finished: int = 0
 
 
 def demand(settings: Settings, scenario: str) -> Demand:
@@ -133,6 +140,8 @@ def demand(settings: Settings, scenario: str) -> Demand:
     )
     cold, mixed, chat = max(settings.lengths), max(settings.mixed_lengths), settings.chat
     second = prefix + TURN_ANSWER + QUESTION
+    paused, user = max(settings.pause_lengths), max(settings.users_lengths)
+    shared = user + pauses.QUESTIONS * (TURN_ANSWER + QUESTION)
     return {
         "cold": Demand(cold, cold, cold),
         "dense": Demand(max(settings.dense_lengths), max(settings.dense_lengths) + DENSE_TOKENS),
@@ -142,6 +151,11 @@ def demand(settings: Settings, scenario: str) -> Demand:
         "mixed": Demand(mixed, mixed + MIXED_SHORTS * SHORT),
         "growing-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER),
         "decode": Demand(decoded, settings.decode_batch * (decoded + 2 * DECODE_TOKENS)),
+        "after-pause": Demand(paused + TURN_ANSWER + QUESTION, paused + TURN_ANSWER + QUESTION, finished=paused),
+        "thinking-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER, finished=chat.last),
+        "pasting-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER, finished=chat.last),
+        "users": Demand(shared, pauses.USERS * shared, finished=pauses.USERS * shared),
+        "arrivals": Demand(settings.rate_tokens, 16 * settings.rate_tokens, finished=settings.rate_tokens),
         # Requests queue when this is full, in both servers alike.
         "rates": Demand(settings.rate_tokens, 16 * settings.rate_tokens),
         "startup": Demand(0, 0),
@@ -153,7 +167,8 @@ def kv_tokens(demands: Iterable[Demand], keep_rate: float) -> dict[str, int]:
     demands = list(demands)
     tokens, bounded = max(need.tokens for need in demands), max(need.bounded for need in demands)
     # A pruned request has a late slot for every kept token, beside the slots of its prompt.
-    engines = {"stock": tokens + SLACK, "claa": int((1 + keep_rate) * tokens) + SLACK}
+    twice = max(need.finished for need in demands)
+    engines = {"stock": tokens + SLACK, "claa": int((1 + keep_rate) * tokens) + twice + SLACK}
     if bounded:
         kept = int(keep_rate * bounded) + SLACK
         engines |= {"early": bounded + SLACK, "late": kept, "one": bounded + SLACK}

@@ -12,6 +12,10 @@ EARLY = "early(N)"
 ONE = "one layer, N"
 TTFT, PER_TOKEN, START = "TTFT", "time per output token", "start"
 SHORT_TTFT, LONG_TTFT, SUM_TTFT, PRUNED_TURNS = "TTFT of the short", "TTFT of the long", "sum of TTFT", "turns pruned"
+FIRST_TTFT, LATER_TTFT, MEAN_TTFT = "TTFT of first questions", "TTFT of later questions", "TTFT, mean"
+MEDIAN_TTFT, WORST_TTFT = "TTFT, median", "TTFT, longest"
+FINISHED = "turns over a finished prefix"
+COUNTS = (PRUNED_TURNS, FINISHED)  # quantities that are no seconds
 
 
 def keep(rate: float) -> str:
@@ -22,6 +26,11 @@ def keep(rate: float) -> str:
 def auto(rate: float) -> str:
     """Pruned to a share `rate` where the server thinks that it pays."""
     return f"keep {rate:g}, auto"
+
+
+def unfinished(rate: float) -> str:
+    """As `keep`, and what it leaves stays pruned (`finish` false)."""
+    return f"keep {rate:g}, unfinished"
 
 
 def late(rate: float) -> str:

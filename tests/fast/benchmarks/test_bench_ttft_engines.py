@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from benchmarks import bench_ttft
-from benchmarks.ttft import rates, run, scenarios, setup
+from benchmarks.ttft import catalogue, rates, run, setup
 from benchmarks.ttft.settings import CPU_DEFAULTS, GPU_DEFAULTS, Settings
 from tests.fast.ttft_records import model
 
@@ -49,7 +49,7 @@ def test_random_weights_get_positions_and_a_checkpoint_gets_an_error() -> None:
 
 def test_every_scenario_says_what_it_takes() -> None:
     for settings in (GPU_DEFAULTS, CPU_DEFAULTS):
-        for name, scenario in scenarios.SCENARIOS.items():
+        for name, scenario in catalogue.SCENARIOS.items():
             need = setup.demand(settings, name)
             assert need.tokens >= need.longest >= max(scenario.points(settings))
             assert bool(need.bounded) == ("late" in scenario.engines)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from benchmarks.ttft import plot, report, scenarios, targets, variants
+from benchmarks.ttft import catalogue, plot, report, targets, variants
 from benchmarks.ttft.settings import GPU_DEFAULTS
 from benchmarks.ttft.variants import PER_TOKEN, STOCK, TTFT
 from tests.fast.ttft_records import PRUNED, fill, full_record, record, row
@@ -115,7 +115,7 @@ def test_every_target_can_be_reached_by_a_default_run_or_is_named_so() -> None:
             None,
             65_536,
         ):  # decoding at 64K needs a run of its own
-            assert target.tokens in scenarios.SCENARIOS[target.scenario].points(GPU_DEFAULTS)
+            assert target.tokens in catalogue.SCENARIOS[target.scenario].points(GPU_DEFAULTS)
 
 
 def test_decoding_reports_its_share_of_the_bandwidth() -> None:

@@ -64,7 +64,7 @@ def test_a_record_is_short(server: Server, command: list[str], tmp_path: Path) -
 def test_the_switch_of_each_request(server: Server, command: list[str]) -> None:
     eval_quality.main([*command, "--rankers", "claa", "gemfilter", "--keep-rates", "0.5"])
     sent = [body["sampling_params"]["custom_params"]["claa"] for body in server.bodies]
-    pruned = {"policy": "always", "keep_rate": 0.5}
+    pruned = {"policy": "always", "keep_rate": 0.5, "finish": False}
     kinds = [{"enabled": False}, pruned, {**pruned, "ranker": "gemfilter"}]
     assert [sent.count(kind) for kind in kinds] == [40, 40, 40]
 
