@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from sglang.srt.environ import envs
-from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
 
 from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.finishing.queue import Prefix
@@ -116,12 +116,13 @@ def test_what_a_pruned_request_leaves_at_its_end_waits(world: World, finishing: 
 
 @pytest.mark.usefixtures("finishing")
 def test_nothing_waits_that_is_not_to_be_finished(world: World) -> None:
-    running, failed, session, unwanted, dense = (ended(world, finish=number != 3) for number in range(5))
+    running, failed, session, unwanted, dense, aborted = (ended(world, finish=number != 3) for number in range(6))
     running.finished_reason = None  # a chunk of its prompt, or a retraction
     attached.state.of(failed).progress.error = "planted"
     session.session = SimpleNamespace()
     make_dense(dense, "a test")
-    for req in (running, failed, session, unwanted, dense):
+    aborted.finished_reason = FINISH_ABORT("it hung up")
+    for req in (running, failed, session, unwanted, dense, aborted):
         assert waiting(world, req) is None
     assert waiting(world, ended(world, finish=True)) is not None
 
