@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_contex
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from claa_sglang.finishing.finishing import Finishing
+from claa_sglang.finishing.queue import FinishQueue
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
@@ -79,7 +80,8 @@ def attach_slots(result: Any, self: Any, **kwargs: Any) -> Any:
     slots = LateSlots(table, stride, result.token_to_kv_pool_allocator, evict=_no_tree)
     pool.attach_aux_cache(slots)
     if config_of(self.server_args).finish == "idle":
-        attached.finishing.hang(pool, Finishing())
+        # No more can wait than is cached.
+        attached.finishing.hang(pool, Finishing(FinishQueue(capacity=slots.total)))
     return result
 
 

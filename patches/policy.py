@@ -87,6 +87,7 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
     state = attached.state.find(req)
     if state is None or tree_cache is None:
         return
+    is_new = state.decision.finished is None
     finished = _finished(req, state, tree_cache)
     if not state.decision.is_open:
         _follow_finished(req, state, tree_cache, finished)
@@ -105,6 +106,8 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
         return
     own = client_key(req.extra_key)
     hits = _hits(tree_cache, req, own)
+    if is_new:
+        _note_use(plan.prompt_tokens, hits, finished, tree_cache)
     params = req.sampling_params
     leads = params.max_new_tokens == 0  # SGLang sends the prompt of several samples ahead, to be cached
 
@@ -147,21 +150,21 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
 
 
 def _finished(req: Any, state: RequestState, tree: Any) -> int:
-    """Prompt tokens, from the first, that were pruned in the cache and were made dense. Looked up once a request.
-
-    The first look also teaches in what share of cases a prefix is finished before it is used again.
-    """
+    """Prompt tokens, from the first, that were pruned in the cache and were made dense. Looked up once a request."""
     finishing = attached.finishing.find(tree.req_to_token_pool)
     if finishing is None or not state.pruned:
         return state.decision.finished or 0
     if state.decision.finished is None:
         own = client_key(req.extra_key)
         state.decision.finished = finishing.finished.length(req.origin_input_ids, sharers(own, req.cache_salt))
-        used = NEW * len(req.origin_input_ids)
-        in_time = state.decision.finished > used
-        if state.decision.is_open and (in_time or _hits(tree, req, own).pruned > used):
-            finishing.finished.note(in_time)
     return state.decision.finished
+
+
+def _note_use(tokens: int, hits: Hits, finished: int, tree: Any) -> None:
+    """A prompt that uses what a pruned request left teaches in what share of cases that was finished by then."""
+    finishing = attached.finishing.find(tree.req_to_token_pool)
+    if finishing is not None and max(finished, hits.pruned) > NEW * tokens:
+        finishing.finished.note(in_time=finished > NEW * tokens)
 
 
 def _follow_finished(req: Any, state: RequestState, tree: Any, finished: int) -> None:

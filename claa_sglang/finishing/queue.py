@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 FLOOR = 512  # tokens; a shorter prefix is not worth a follow-up's while
-CAPACITY = 16_000_000  # tokens of all that wait, 128 MB; the least recently used are dropped beyond it
+CAPACITY = 1_000_000  # tokens of all that wait, where nothing is said of the prefix cache they are in
 
 
 class Prefix(NamedTuple):
@@ -32,7 +32,8 @@ class FinishQueue:
 
     Args:
         floor: tokens that a prefix must have, at least.
-        capacity: tokens of all prefixes together, at most.
+        capacity: tokens of all prefixes together, at most; beyond it the least recently used are dropped. Each one that
+            is added is compared with all that wait.
     """
 
     def __init__(self, floor: int = FLOOR, capacity: int = CAPACITY) -> None:
