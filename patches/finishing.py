@@ -1,10 +1,10 @@
 """Answer first, finish later: while nothing runs, the late layers of dropped tokens are computed, prefix by prefix.
 
 A step is one prefill forward of a request of our own: pruned, keep rate 1, over the first `end` tokens of a prefix
-that a pruned request left in the prefix cache. Its early layers see one token, whose KV and boundary state are
-copied from the cache anyway; its late layers see tokens [start, end), from their boundary states, over the late KV of
-[0, start), which is dense and in the cache already. So a step computes what the last parts of any late prefill
-compute (`late_prefill.py`), bit for bit, and no state is kept from one step to the next: each looks up both
+that a pruned request left in the prefix cache. Its early layers would see one token, whose KV and boundary state are
+copied from the cache, so they are left out; its late layers see tokens [start, end), from their boundary states, over
+the late KV of [0, start), which is dense and in the cache already. So a step computes what the last parts of any late
+prefill compute (`late_prefill.py`), bit for bit, and no state is kept from one step to the next: each looks up both
 namespaces, and what it computed is in the dense one when it ends. The early KV is copied beside it.
 
 Steps run one at a time, from `Scheduler.on_idle`, and are waited for. A request that arrives waits for that step alone.

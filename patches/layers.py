@@ -61,7 +61,7 @@ class LateStack:
         self._forward: LateForward | None = None
 
     def wrap(self) -> None:
-        """Meet the calls of every late layer from now on. Raises UnsupportedModel for a layer whose calls cannot be."""
+        """Meet the calls of every layer from now on. Raises UnsupportedModel for a late one whose calls cannot be."""
         for index in range(self._first, len(self._layers)):
             layer: Any = self._layers[index]
             if not _can_be_met(layer):
@@ -70,6 +70,20 @@ class LateStack:
                     f"{torch.__version__} is not known, or something else (a compiler?) has taken them; {REMEDY}"
                 )
             layer._compiled_call_impl = self._turn(index, layer._call_impl)
+        for layer in self._layers[: self._first]:
+            if _can_be_met(layer):
+                layer._compiled_call_impl = self._early(layer._call_impl)
+
+    def _early(self, stock: Callable) -> Callable:
+        """What a call of an early layer does: as stock, but nothing in a forward whose late layers alone compute."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            late = self._backend.active
+            if isinstance(late, LatePass) and late.plan.only_late:
+                return self._convention.passed(args, kwargs)
+            return stock(*args, **kwargs)
+
+        return call
 
     def _turn(self, index: int, stock: Callable) -> Callable:
         """What a call of layer `index` does. stock: the call as it was, with the module's hooks."""

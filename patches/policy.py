@@ -288,8 +288,9 @@ def work_of(forward_batch: Any, config: ClaaConfig) -> Work:
         return _level_work(config.num_layers, [(prefix, prefix + rows) for prefix, rows in spans])
     ends = [*(step.prune_layer + 1 for step in config.steps), config.num_layers]
     total, first = Work(), 0
-    for segments, end in zip(plan.levels, ends, strict=True):
-        total = total.plus(_level_work(end - first, [(s.prefix_len, s.seq_len) for s in segments]))
+    for level, (segments, end) in enumerate(zip(plan.levels, ends, strict=True)):
+        if level or not plan.only_late:
+            total = total.plus(_level_work(end - first, [(s.prefix_len, s.seq_len) for s in segments]))
         first = end
     return total._replace(prunes=float(any(s.state is not None for s in plan.levels[1])))
 

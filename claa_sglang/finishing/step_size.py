@@ -1,7 +1,7 @@
 """How many tokens one step of finishing computes: few enough that a request which arrives hardly waits for it.
 
-A step costs what launching its layers takes, however few tokens it has, and that is not to be had for less: on an H200
-25 ms for 32 layers, with 64 tokens as with a thousand. So its size goes by what tokens add to that.
+A step costs what launching its layers takes, however few tokens it has: on an H200 25 ms for all 32 layers of a model,
+of which a step runs the late ones. So its size goes by what tokens add to that.
 """
 
 from __future__ import annotations

@@ -67,6 +67,12 @@ class BatchPlan:
         """States of the pruned requests."""
         return tuple(s.state for s in self.levels[0] if s.state is not None)
 
+    @property
+    def only_late(self) -> bool:
+        """Whether the early layers have nothing to do, as all they could say of these rows is in the cache: a step of
+        finishing, whose requests borrow their late slots."""
+        return all(s.state is not None and s.state.progress.borrowed is not None for s in self.levels[0])
+
     def dense_part(self) -> BatchPlan | None:
         """The same forward with no late rows for pruned requests; None when no dense request is in it.
 

@@ -165,6 +165,50 @@ def test_after_a_failure_dense_rows_go_on_and_are_seen_once_more_at_most(
     assert world.seen == [*before, *((i, 12) for i in range(failing, LAYERS))]
 
 
+class Counted(nn.Module):
+    """A decoder layer that adds 1, and counts its runs."""
+
+    runs = 0
+
+    def forward(
+        self, positions: Tensor, hidden_states: Tensor, forward_batch: Any, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        self.runs += 1
+        return hidden_states + 1, residual
+
+
+def lends(borrowed: Tensor | None) -> Any:
+    """A segment of a request with these borrowed slots."""
+    return SimpleNamespace(state=SimpleNamespace(progress=SimpleNamespace(borrowed=borrowed)))
+
+
+@pytest.mark.parametrize(
+    ("segments", "rest"),
+    [
+        ([lends(torch.zeros(1))], True),
+        ([lends(None)], False),
+        ([lends(torch.zeros(1)), lends(None)], False),
+        ([lends(torch.zeros(1)), SimpleNamespace(state=None)], False),
+        (None, False),
+    ],
+    ids=["finishing", "pruned", "beside a pruned one", "beside a dense one", "no pruned ones"],
+)
+def test_early_layers_rest_in_a_step_of_finishing(segments: list[Any] | None, rest: bool) -> None:
+    world = World(ONE_STEP)
+    backend = SimpleNamespace(active=None, config=world.config)
+    layers = [Counted() for _ in range(LAYERS)]
+    LateStack(backend, layers, ArgumentConvention(), world.stores, []).wrap()  # type: ignore[arg-type]
+    if segments is not None:
+        backend.active = LatePass.__new__(LatePass)
+        backend.active.plan = BatchPlan((tuple(segments),), decode=False)
+    hidden, residual = torch.zeros(1, 4), None
+    for layer in layers[: ONE_STEP[0].prune_layer + 1]:
+        hidden, residual = layer(torch.zeros(1), hidden, None, residual)
+    early = ONE_STEP[0].prune_layer + 1
+    assert [layer.runs for layer in layers[:early]] == [0 if rest else 1] * early
+    assert hidden.unique().tolist() == [0.0 if rest else float(early)]
+
+
 def test_a_failure_of_dense_rows_is_sglangs() -> None:
     world = ModuleWorld(ONE_STEP)
     pruned, dense = world.add(text=1, prompt=20), world.add(text=2, prompt=12, pruned=False)

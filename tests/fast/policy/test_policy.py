@@ -345,3 +345,13 @@ def test_a_part_after_the_second_prune_is_work_of_the_last_layers_alone() -> Non
     batch = SimpleNamespace(model_specific_states={"claa": plan})
     expected = span_work(4, 99, 100).plus(span_work(2, 8, 20))
     assert work_of(batch, config) == expected._replace(prunes=1)
+
+
+def test_a_step_of_finishing_is_work_of_the_late_layers_alone() -> None:
+    state = RequestState.pruned_request(RequestOptions(keep_rate=1.0), CONFIG, prompt_tokens=100)
+    state.progress.late_spans, state.progress.borrowed = [(60, 100)], torch.arange(100)
+    plan = plan_extend(
+        [state], rows=[1], prefix_lens=[99], extend_lens=[1], last_chunk=[True], table_stride=4, num_steps=1
+    )
+    batch = SimpleNamespace(model_specific_states={"claa": plan})
+    assert work_of(batch, CONFIG) == span_work(16, 60, 100)._replace(prunes=1)
