@@ -75,6 +75,14 @@ def finishing(
         yield running
 
 
+@pytest.fixture(scope="module")
+def small(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
+    """A server with a small pool, which prunes twice."""
+    pool = ("--max-total-tokens", "1800")
+    with server(tiny_model("llama"), *FLAGS, *CHUNK, *SCHEDULE, *pool, env=STRICT | ONE_THREAD) as running:
+        yield running
+
+
 def stats(running: Server) -> dict[str, Any]:
     return running.get("/server_info").json()["claa"]["finishing"]
 
@@ -154,9 +162,8 @@ def test_a_follow_up_is_stocks(finishing: Server, stock: Server) -> None:
     check_follow_up(finishing, stock)
 
 
-def test_a_follow_up_is_stocks_after_two_prunes(tiny_model: Callable[[str], Path], stock: Server) -> None:
-    with server(tiny_model("llama"), *FLAGS, *CHUNK, *SCHEDULE, env=STRICT | ONE_THREAD) as twice:
-        check_follow_up(twice, stock)
+def test_a_follow_up_is_stocks_after_two_prunes(small: Server, stock: Server) -> None:
+    check_follow_up(small, stock)
 
 
 def test_only_the_dense_copy_stays(finishing: Server) -> None:
@@ -324,22 +331,21 @@ def test_a_step_that_fails_leaves_the_prefix_pruned(
 # --- memory ---
 
 
-def test_finishing_takes_free_slots_and_older_prefixes_and_else_gives_up(tiny_model: Callable[[str], Path]) -> None:
-    pool = ("--max-total-tokens", "1800")
-    with server(tiny_model("llama"), *FLAGS, *CHUNK, *pool, env=STRICT | ONE_THREAD) as small:
-        older = first_turn(small, seed=700, length=600)
-        wait_until_finished(small)
-        # 600 older dense tokens, 600 pruned ones, 600 to come: the older prefix has to make room.
-        asked = Ask(tiny_models.prompt(600, seed=701), keep=KEEP, new=12)
-        newer = asked.prompt + ask(small, asked).tokens
-        after = wait_until_finished(small)
-        assert after["finished"] == 2 and after["dropped"] == 0
-        assert ask(small, Ask(newer + [5], new=1)).cached == len(newer) - 1
-        assert ask(small, Ask(older + [5], new=1)).cached < len(older) - 1
-        # A prefix that does not fit twice is given up, and what was computed of it serves.
-        history = first_turn(small, seed=702, length=1200)
-        after = wait_until_finished(small)
-        assert after["finished"] == 2 and after["dropped"] == 1
-        answer = ask(small, Ask(history, new=1))
-        assert 0 < answer.cached < len(history) - 1
-        check_idle(small)
+def test_finishing_takes_free_slots_and_older_prefixes_and_else_gives_up(small: Server) -> None:
+    before = stats(small)
+    older = first_turn(small, seed=700, length=600)
+    wait_until_finished(small)
+    # 600 older dense tokens, 600 pruned ones, 600 to come: the older prefix has to make room.
+    asked = Ask(tiny_models.prompt(600, seed=701), keep=KEEP, new=12)
+    newer = asked.prompt + ask(small, asked).tokens
+    after = wait_until_finished(small)
+    assert after["finished"] == before["finished"] + 2 and after["dropped"] == before["dropped"]
+    assert ask(small, Ask(newer + [5], new=1)).cached == len(newer) - 1
+    assert ask(small, Ask(older + [5], new=1)).cached < len(older) - 1
+    # A prefix that does not fit twice is given up, and what was computed of it serves.
+    history = first_turn(small, seed=702, length=1200)
+    after = wait_until_finished(small)
+    assert after["finished"] == before["finished"] + 2 and after["dropped"] == before["dropped"] + 1
+    answer = ask(small, Ask(history, new=1))
+    assert 0 < answer.cached < len(history) - 1
+    check_idle(small)
