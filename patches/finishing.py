@@ -114,8 +114,8 @@ def _step(scheduler: Any, finishing: Finishing, prefix: Prefix) -> bool:
     assert live is not None  # the model is loaded: requests ran
     chunk = scheduler.chunked_prefill_size or NO_CHUNK
     count = step_tokens(config, live.policy.cost, dense.tokens, left, chunk)
-    # One slot more for the token that the early layers see. Eviction takes the least recently used, so it reaches this
-    # prefix, which looking up does not touch, only when nothing older is left.
+    # One slot more for the last token, which the forward has a row for. Eviction takes the least recently used, so it
+    # reaches this prefix, which looking up does not touch, only when nothing older is left.
     evict_from_tree_cache(tree, count + 1)
     pruned, dense = _cached(tree, prefix, is_dense=False), _cached(tree, prefix, is_dense=True)
     end = dense.tokens + count

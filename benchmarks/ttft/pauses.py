@@ -13,8 +13,8 @@ from functools import partial
 
 from benchmarks.ttft import variants
 from benchmarks.ttft.engines import EngineProcess, Request
-from benchmarks.ttft.scenarios import PAGE, Lab, Options, Samples, Turn, chooses
-from benchmarks.ttft.settings import CHAT_ANSWER, QUESTION, TURN_ANSWER
+from benchmarks.ttft.scenarios import PAGE, Lab, Options, Samples, Turn, ask_chat, chooses
+from benchmarks.ttft.settings import QUESTION, TURN_ANSWER
 from benchmarks.ttft.variants import STOCK, TTFT, auto, keep, options
 
 USERS, QUESTIONS = 8, 5
@@ -57,18 +57,7 @@ def thinking_chat(lab: Lab, tokens: int, pasted: float = 0.0) -> Samples:
     chat, text = lab.settings.chat, lab.prompt(tokens)
     ends = chat_ends(chat.first, tokens, chat.turns, pasted)
 
-    def ask(engine: EngineProcess, claa: Options) -> dict[str, float]:
-        history: list[int] = []
-        total, pruned = 0.0, 0
-        for end in ends:
-            prompt = history + text[len(history) : end]
-            (answer,) = engine.run(Request(input_ids=prompt, new_tokens=CHAT_ANSWER, claa=claa))
-            history = prompt + answer.output_ids
-            total += answer.ttft
-            pruned += answer.report.get("pruned", False)
-            pause(lab, claa)
-        return {variants.SUM_TTFT: total, variants.PRUNED_TURNS: pruned}
-
+    ask = partial(ask_chat, text, ends, partial(pause, lab))
     pruned = [Turn(auto(rate), "claa", ask, options(rate, "auto")) for rate in lab.settings.keep_rates]
     return lab.round([Turn(STOCK, "stock", ask), *pruned])
 

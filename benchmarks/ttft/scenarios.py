@@ -148,17 +148,7 @@ def growing_chat(lab: Lab, tokens: int) -> Samples:
     chat, text = lab.settings.chat, lab.prompt(tokens)
     ends = [chat.first + (tokens - chat.first) * turn // (chat.turns - 1) for turn in range(chat.turns)]
 
-    def ask(engine: EngineProcess, claa: Options) -> dict[str, float]:
-        history: list[int] = []
-        total, pruned = 0.0, 0
-        for end in ends:
-            prompt = history + text[len(history) : end]
-            (answer,) = engine.run(Request(input_ids=prompt, new_tokens=CHAT_ANSWER, claa=claa))
-            history = prompt + answer.output_ids
-            total += answer.ttft
-            pruned += answer.report.get("pruned", False)
-        return {variants.SUM_TTFT: total, variants.PRUNED_TURNS: pruned}
-
+    ask = partial(ask_chat, text, ends, lambda claa: None)
     pruned = [Turn(auto(rate), "claa", ask, options(rate, "auto")) for rate in lab.settings.keep_rates]
     return lab.round([Turn(STOCK, "stock", ask), Turn(AGAIN, "again", ask), *pruned])
 
@@ -213,6 +203,25 @@ def time_one(prompt: list[int], engine: EngineProcess, claa: Options, cached: in
     check(answer, claa, cached)
     chosen = {variants.PRUNED_TURNS: float(answer.report["pruned"])} if chooses(claa) else {}
     return {TTFT: answer.ttft, **chosen}
+
+
+def ask_chat(
+    text: list[int], ends: list[int], rest: Callable[[Options], None], engine: EngineProcess, claa: Options
+) -> dict[str, float]:
+    """A chat whose prompts end where `ends` says, each going on from the answer before: sum of TTFT, turns pruned.
+
+    rest: called after each answer.
+    """
+    history: list[int] = []
+    total, pruned = 0.0, 0
+    for end in ends:
+        prompt = history + text[len(history) : end]
+        (answer,) = engine.run(Request(input_ids=prompt, new_tokens=CHAT_ANSWER, claa=claa))
+        history = prompt + answer.output_ids
+        total += answer.ttft
+        pruned += answer.report.get("pruned", False)
+        rest(claa)
+    return {variants.SUM_TTFT: total, variants.PRUNED_TURNS: pruned}
 
 
 def time_all(prompts: list[list[int]], engine: EngineProcess, claa: Options) -> dict[str, float]:

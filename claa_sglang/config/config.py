@@ -54,7 +54,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     policy: whether a prompt is pruned only where that is expected to be faster.
     ranker: as `spec.parse` reads it.
     finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
-    most; None for what takes about as long as `finishing.step_size.SECONDS`.
+    most; None for what adds about `finishing.step_size.SECONDS` to launching.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
