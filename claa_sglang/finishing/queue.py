@@ -28,7 +28,7 @@ class Prefix(NamedTuple):
 
 
 class FinishQueue:
-    """The prefixes that wait. `dropped` counts those that were given up: for want of memory, or beyond the capacity.
+    """The prefixes that wait. `dropped` counts those that were given up: evicted, without room, failed, or too many.
 
     Args:
         floor: tokens that a prefix must have, at least.
