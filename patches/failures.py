@@ -9,6 +9,14 @@ from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 
 
+def keep_out(self: Any, req: Any) -> None:
+    """BEFORE `Scheduler.stash_chunked_request`: a chunk that failed is not put into the prefix cache. With overlap, the
+    next step is made before its result is processed."""
+    state = attached.state.find(req)
+    if state is not None and state.progress.error is not None:
+        req.skip_radix_cache_insert = True
+
+
 def end_failed(self: Any, batch: Any, result: Any) -> None:
     """BEFORE `Scheduler.process_batch_result`: failed requests finish with their error, as stock's own aborts do."""
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
@@ -17,6 +25,7 @@ def end_failed(self: Any, batch: Any, result: Any) -> None:
         state = attached.state.find(req)
         if state is None or state.progress.error is None or req.finished():
             continue
+        req.skip_radix_cache_insert = True  # tokens of this step may have no boundary state
         reason = FINISH_ABORT(state.progress.error, HTTPStatus.INTERNAL_SERVER_ERROR)
         if batch.forward_mode.is_extend():
             req.discard_output_reason = reason  # nothing of this forward is committed or published
@@ -27,6 +36,14 @@ def end_failed(self: Any, batch: Any, result: Any) -> None:
 
 
 HOOKS = (
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.stash_chunked_request",
+        ("self", "req"),
+        "before",
+        keep_out,
+        "scheduler",
+        "What a failed chunk left in its slots must not be found by others.",
+    ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.process_batch_result",
         ("self", "batch", "result"),
