@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
-from sglang.srt.runtime_context import get_parallel
 from torch.profiler import record_function
 
 from claa_sglang.config.config import ClaaConfig
@@ -22,10 +21,12 @@ from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.graph_decode import DecodeBuffers, DecodeGraphPass
 from claa_sglang.forward.late_pass import LatePass
+from claa_sglang.forward.ranks import Ranks
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
+from claa_sglang.patches.ranks import model_ranks
 from claa_sglang.start import startup_time
 from claa_sglang.start.server_config import config_of
 
@@ -58,6 +59,7 @@ class ClaaAttnBackend(AttentionBackend):
         translators: per later level, the slot translator its view is bound to.
         slots: the late slots, with the widened table.
         config: the server's configuration.
+        ranks: those of tensor parallelism.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ClaaAttnBackend(AttentionBackend):
         translators: list[KVIndexTranslator],
         slots: LateSlots,
         config: ClaaConfig,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         self.early = children[0]
@@ -79,6 +82,7 @@ class ClaaAttnBackend(AttentionBackend):
         self.active: ActivePass | None = None
         self._next_plan: BatchPlan | None = None
         self._translators = translators
+        self._ranks = ranks
 
     def __getattr__(self, name: str) -> Any:
         if name == "early":  # before __init__, as copy and pickle ask
@@ -92,9 +96,7 @@ class ClaaAttnBackend(AttentionBackend):
         self.early.init_forward_metadata(forward_batch)
         plan: BatchPlan | None = plan_of(forward_batch)
         if plan is not None:
-            self.active = LatePass(
-                plan, forward_batch, self.slots.table, self.config, self._prepare_view, agree_across_ranks
-            )
+            self.active = LatePass(plan, forward_batch, self.slots.table, self.config, self._prepare_view, self._ranks)
 
     def _prepare_view(self, view: Any, level: int) -> None:
         translator = self._translators[level - 1]
@@ -212,15 +214,6 @@ class ClaaAttnBackend(AttentionBackend):
         return plan_of(forward_batch) is None and (ask is None or ask(forward_batch))
 
 
-def agree_across_ranks(ranking: torch.Tensor) -> torch.Tensor:
-    """The ranking over all KV heads: max over the tensor-parallel ranks, each of which scored its own heads."""
-    group = get_parallel().attn_tp_group
-    if group.world_size == 1:
-        return ranking
-    torch.distributed.all_reduce(ranking, op=torch.distributed.ReduceOp.MAX, group=group.device_group)
-    return ranking
-
-
 def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new_workspace: bool) -> AttentionBackend:
     """AROUND `_build_resolved_backend`: the stock backend, and one more instance of it per prune step."""
     early = original(model_runner=model_runner, resolved=resolved, init_new_workspace=init_new_workspace)
@@ -231,7 +224,7 @@ def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new
         with startup_time.counted("late attention"):
             children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))
         translators.append(runner.kv_index_translator)
-    return ClaaAttnBackend(children, translators, slots, config)
+    return ClaaAttnBackend(children, translators, slots, config, model_ranks())
 
 
 HOOKS = (

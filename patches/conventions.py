@@ -36,10 +36,14 @@ class Convention(Protocol):
     def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """(hidden, residual), each `[rows, H]`: what is to be added to the stream, and the stream."""
 
-    def run(
-        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Call one layer on a view: (hidden, residual) after it."""
+    def enter(self, hidden: Tensor, residual: Tensor, view: Any) -> Any:
+        """What the first layer that runs on a view is handed."""
+
+    def run(self, layer: Callable, positions: Tensor, handle: Any, view: Any) -> Any:
+        """Call one layer on a view: what it hands on."""
+
+    def leave(self, handle: Any, view: Any) -> tuple[Tensor, Tensor]:
+        """(hidden, residual) after the last layer that runs on a view; sums that it left to others are complete."""
 
     def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
         """What the last layer's call returns to the model's loop."""
@@ -65,11 +69,14 @@ class StreamConvention:
         hidden, residual = residual_batch.stream_of(self.batch(args, kwargs)).export(self.passed(args, kwargs))
         return hidden, torch.zeros_like(hidden) if residual is None else residual
 
-    def run(
-        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
-    ) -> tuple[Tensor, Tensor]:
+    def enter(self, hidden: Tensor, residual: Tensor, view: Any) -> Any:
         handle, view.residual_stream = ResidualStream.from_handoff(hidden, residual, PLAIN_ADD)
-        handle = layer(positions, handle, view)
+        return handle
+
+    def run(self, layer: Callable, positions: Tensor, handle: Any, view: Any) -> Any:
+        return layer(positions, handle, view)
+
+    def leave(self, handle: Any, view: Any) -> tuple[Tensor, Tensor]:
         hidden, stream_residual = residual_batch.stream_of(view).export(handle)
         residual_batch.clear(view)
         return hidden, torch.zeros_like(hidden) if stream_residual is None else stream_residual
@@ -100,10 +107,15 @@ class ArgumentConvention:
         hidden, residual = self.passed(args, kwargs)
         return hidden, torch.zeros_like(hidden) if residual is None else residual
 
-    def run(
-        self, layer: Callable, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any
-    ) -> tuple[Tensor, Tensor]:
+    def enter(self, hidden: Tensor, residual: Tensor, view: Any) -> Any:
+        return hidden, residual
+
+    def run(self, layer: Callable, positions: Tensor, handle: Any, view: Any) -> Any:
+        hidden, residual = handle
         return layer(positions, hidden, view, residual)
+
+    def leave(self, handle: Any, view: Any) -> tuple[Tensor, Tensor]:
+        return handle
 
     def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
         return hidden, residual

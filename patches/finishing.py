@@ -33,12 +33,17 @@ from claa_sglang.patches.checks import note_dense
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.metrics import publish_finishing
 from claa_sglang.patches.policy import NO_CHUNK, live_policy
+from claa_sglang.patches.ranks import is_alone
 from claa_sglang.patches.requests import client_key, dense_key, pruned_state, sharers
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
 from claa_sglang.start.server_config import config_of
 
 logger = logging.getLogger(__name__)
+
+
+class StepFailed(RuntimeError):
+    """A step failed in what CLAA computes itself, on every rank."""
 
 
 class Cached(NamedTuple):
@@ -72,7 +77,11 @@ def forget(result: Any, self: Any) -> Any:
 def finish_some(original: Any, self: Any) -> Any:
     """AROUND `Scheduler.on_idle`, which the event loops call when there is nothing to run: one step, if one is due."""
     finishing = attached.finishing.find(self.req_to_token_pool)
-    if finishing is None or not finishing.is_due(self.forward_ct) or not self.is_fully_idle():
+    if finishing is None:
+        return original(self)
+    alone = is_alone()
+    is_due = finishing.is_due if alone else finishing.is_granted
+    if not is_due(self.forward_ct) or not self.is_fully_idle():
         return original(self)
     prefix = finishing.queue.first()
     assert prefix is not None
@@ -80,7 +89,9 @@ def finish_some(original: Any, self: Any) -> Any:
     computed = True
     try:
         computed = _step(self, finishing, prefix)
-    except Exception:
+    except Exception as error:
+        if not (alone or isinstance(error, StepFailed)):
+            raise  # other ranks may wait for this one in a reduction
         # Nobody waits for this prefix. Its slots are back, and it stays what it is.
         logger.exception("CLAA could not finish a prefix of %d tokens; it stays pruned", len(prefix.tokens))
         _drop(finishing, prefix)
@@ -193,7 +204,7 @@ def _compute(scheduler: Any, prefix: Prefix, pruned: Cached, dense: Cached, slot
         if req.kv.holds_kv:
             release_kv_cache(req, tree, checkpoint=False)
     if state.progress.error is not None:
-        raise RuntimeError(state.progress.error)
+        raise StepFailed(state.progress.error)
     note_dense(pool, before, after, start)
 
 

@@ -34,6 +34,7 @@ PATCH_MODULES: tuple[str, ...] = (
     "late_prefill",
     "capacity",
     "policy",
+    "ranks",
     "finishing",
     "metrics",
     "failures",

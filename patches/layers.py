@@ -7,6 +7,7 @@ stream is in `conventions.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ class LateStack:
         try:
             self._run(index, forward, stock)
         except Exception as error:
-            if forward.failed:
+            if forward.failed or not forward.fails_everywhere(error):
                 raise
             # The pruned requests of this batch end with it; its dense ones run on by themselves.
             forward.fail(error)
@@ -127,27 +128,38 @@ class LateStack:
         late = forward.late
         if late is None:
             return
-        if index == self._first and not forward.failed:
-            with record_function("claa::store"):
-                self._boundaries[0].store(*late.boundary_rows(forward.hidden, forward.residual))
-            for before, now in late.last_tokens():
-                for buffer in self._buffers:
-                    buffer.index_copy_(0, now, buffer.index_select(0, before))
+        stores = index == self._first and not forward.failed
+        prunes = index - 1 in self.prunes and late.has_late_rows
+        if prunes:
+            # All ranks, before anything that may fail on one of them: others would wait for it.
+            late.merge_scores(self.prunes.index(index - 1))
+        if stores or prunes:
+            forward.by_itself(partial(self._move, index, forward, stores, prunes))
         if not late.has_late_rows:
             return
-        if index - 1 in self.prunes:
-            level = self.prunes.index(index - 1)
-            with record_function("claa::prune"):
-                forward.cross(level, self._boundaries[level])
         view = forward.view
         if view is not None:
+            forward.enter(self._convention)
             with forward_context(get_forward_context(), forward_batch=view):
-                forward.hidden, forward.residual = self._convention.run(
-                    layer, forward.positions, forward.hidden, forward.residual, view
-                )
+                forward.handle = self._convention.run(layer, forward.positions, forward.handle, view)
+        if index in self.prunes or index == self._last:
+            forward.leave(self._convention)
         if index == self._last:
             with record_function("claa::leave"):
                 forward.hidden, forward.residual = late.leave(forward.hidden, forward.residual)
+
+    def _move(self, index: int, forward: LateForward, stores: bool, prunes: bool) -> None:
+        """What comes before the turn of layer `index`, which every tensor-parallel rank does by itself."""
+        if stores:
+            with record_function("claa::store"):
+                self._boundaries[0].store(*forward.late.boundary_rows(forward.hidden, forward.residual))
+            for before, now in forward.late.last_tokens():
+                for buffer in self._buffers:
+                    buffer.index_copy_(0, now, buffer.index_select(0, before))
+        if prunes:
+            level = self.prunes.index(index - 1)
+            with record_function("claa::prune"):
+                forward.cross(level, self._boundaries[level])
 
 
 class LateForward:
@@ -163,14 +175,46 @@ class LateForward:
         self.late = late  # None once nobody of the batch is left
         self.hidden, self.residual, self.positions = hidden, residual, positions
         self.view: Any = None  # of the level that runs; None while it has no rows
+        self.handle: Any = None  # what the layers of a level hand on, between the first and the last of them
         self.failed = False
+        self._agreed: Exception | None = None  # what all ranks failed with
         self._start = hidden, residual, positions
+
+    def by_itself(self, work: Callable[[], None]) -> None:
+        """Do what each tensor-parallel rank does by itself, before a layer in which all take part. Raises on every rank
+        what it failed with, if it failed on any."""
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as caught:  # noqa: BLE001
+            error = caught
+        try:
+            self.late.agree_on_failures(error)
+        except Exception as agreed:
+            self._agreed = agreed
+            raise
+
+    def fails_everywhere(self, error: Exception) -> bool:
+        """Whether every rank fails here, and so can go on with the dense requests. Else, in a layer, others wait for
+        this rank in a reduction: nothing can go on."""
+        return self.late is None or self.late.is_alone or error is self._agreed
 
     def cross(self, level: int, boundary: BoundaryStore) -> None:
         """Prune; see `LatePass.cross`."""
         self.hidden, self.residual, self.positions, self.view = self.late.cross(
             level, self.hidden, self.residual, self.positions, boundary
         )
+
+    def enter(self, convention: Convention) -> None:
+        """Before a layer: hand the rows to the layers of this level, where they are not there yet."""
+        if self.handle is None:
+            self.handle = convention.enter(self.hidden, self.residual, self.view)
+
+    def leave(self, convention: Convention) -> None:
+        """After the last layer of a level: take the rows back, complete on every rank."""
+        if self.handle is not None:
+            self.hidden, self.residual = convention.leave(self.handle, self.view)
+            self.handle = None
 
     def fail(self, error: Exception) -> None:
         """End the batch's pruned requests, and go back to the first late layer with the dense ones."""
@@ -179,7 +223,7 @@ class LateForward:
             state.progress.fail("running its late layers", error)
         self.late = self.late.without_pruned()
         self.hidden, self.residual, self.positions = self._start
-        self.view = None
+        self.view = self.handle = None
 
 
 def _can_be_met(layer: Any) -> bool:

@@ -18,6 +18,7 @@ import torch
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.runtime_context import get_parallel
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.batch_plan import BatchPlan
@@ -25,7 +26,7 @@ from claa_sglang.patches import attached
 from claa_sglang.patches.forward_batch import plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.requests import client_key, dense_key, make_dense, pruned_state, sharers
-from claa_sglang.policy.cost import CostModel, Work, span_work
+from claa_sglang.policy.cost import Constants, CostModel, GivenCosts, Work, span_work
 from claa_sglang.policy.in_flight import InFlight, Prefill
 from claa_sglang.policy.machine import measure
 from claa_sglang.policy.policy import NEW, Choice, Flight, Hits, Policy, Prompt
@@ -57,7 +58,11 @@ class LivePolicy:
             dtype=runner.dtype,
             device=torch.device(runner.device),
         )
-        cost = CostModel(start)
+        # Ranks of tensor parallelism choose alike: by what the first one measured.
+        learned = CostModel(start)
+        group = get_parallel().attn_tp_group
+        cost = learned if group.world_size == 1 else GivenCosts(of_first_rank(start, group))
+        self._learned = learned
         self.config = config
         finishing = attached.finishing.find(runner.req_to_token_pool)
         self.policy = Policy(
@@ -67,9 +72,32 @@ class LivePolicy:
             graph_tokens=lambda: _graph_tokens(runner),
             finished_share=lambda: 0.0 if finishing is None else finishing.finished.share,
         )
-        self.timer = StepTimer(cost, torch.device(runner.device))
+        self.timer = StepTimer(learned, torch.device(runner.device))
         self.in_flight = InFlight()
         self.sampled: OrderedDict[bytes, Choice] = OrderedDict()
+
+    def learn(self) -> None:
+        """Go by the steps that ran, where this rank is the only one; else they are heard of (`ranks.py`)."""
+        if self.policy.cost is self._learned:
+            self.timer.collect()
+
+    def news(self) -> Constants | None:
+        """Of the first of several ranks: constants that it learned and the others have not heard of; None if it did
+        not."""
+        self.timer.collect()
+        constants = self._learned.constants
+        return None if constants == self.policy.cost.constants else constants
+
+    def adopt(self, constants: Constants) -> None:
+        """Of every one of several ranks: choose by these from now on."""
+        self.policy.cost = GivenCosts(constants)
+
+
+def of_first_rank(constants: Constants, group: Any) -> Constants:
+    """What the first rank of SGLang's group has."""
+    values = torch.tensor(constants, dtype=torch.float64)
+    torch.distributed.broadcast(values, src=group.ranks[0], group=group.cpu_group)
+    return Constants(*values.tolist())
 
 
 def _graph_tokens(runner: Any) -> int:
@@ -95,7 +123,7 @@ def choose_way(req: Any, tree_cache: Any = None, *_args: Any, **_kwargs: Any) ->
     live = live_policy(tree_cache.req_to_token_pool)
     if live is None:
         return
-    live.timer.collect()
+    live.learn()
     plan, decision = state.plan, state.decision
     if plan.dense_reason is not None:  # it goes the dense way, but has not been admitted yet
         hits = Hits(_hit(tree_cache, req, req.extra_key, 1), 0)

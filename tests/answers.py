@@ -28,10 +28,12 @@ class Ask:
     keep: float | None = None
     new: int = 8
     extra: dict[str, Any] = field(default_factory=dict)  # more of the request body
+    options: dict[str, Any] = field(default_factory=dict)  # more options of CLAA
 
     def params(self) -> dict[str, Any]:
         claa = {"enabled": False} if self.keep is None else {"keep_rate": self.keep, "return_kept": True}
-        return {"temperature": 0, "max_new_tokens": self.new, "ignore_eos": True, "custom_params": {"claa": claa}}
+        params = {"temperature": 0, "max_new_tokens": self.new, "ignore_eos": True}
+        return {**params, "custom_params": {"claa": {**claa, **self.options}}}
 
 
 @dataclass(frozen=True)

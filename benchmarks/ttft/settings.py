@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rates: list[float]
     rate_tokens: int
     rate_requests: int
+    tp_size: int = 1
 
 
 HELP: dict[str, str] = {
@@ -72,6 +73,7 @@ HELP: dict[str, str] = {
     "rates": "requests per second, scenario rates",
     "rate_tokens": "prompt tokens, scenario rates",
     "rate_requests": "requests at each rate",
+    "tp_size": "tensor-parallel ranks of every engine",
 }
 
 # What runs when nothing is said: on a GPU what the targets name, on the CPU engine what takes minutes.

@@ -100,6 +100,8 @@ def engine_options(
     elif longest >= positions:
         raise ValueError(f"{model.name} has {positions} positions, too few for {longest} tokens: shorten the prompts")
     common = {**model.options, "chunked_prefill_size": chunk, "random_seed": 0, **(GPU_OPTIONS if gpu else CPU_OPTIONS)}
+    if settings.tp_size > 1:
+        common["tp_size"] = settings.tp_size
     options = {}
     for name, tokens in kv_tokens(demands, max(settings.keep_rates)).items():
         options[name] = {**common, "max_total_tokens": tokens}

@@ -165,9 +165,16 @@ RULES: tuple[Rule, ...] = (
     # --- parallelism
     Rule("pipeline-parallel", _above_one("pp_size"), "the layers after the prune layer would be on another rank",
          "use --pp-size 1; --dp-size is free"),
-    Rule("tensor-parallel", _above_one("tp_size"),
-         "ranks would choose by clocks and cost estimates of their own, and what is kept must be the same on all",
-         "use --tp-size 1, with --dp-size for more GPUs"),
+    Rule("tensor-parallel-heads",
+         lambda f: f.args.tp_size > 1 and f.model.get_total_num_kv_heads() % f.args.tp_size != 0,
+         "several ranks would share a KV head, and each would see a part of the queries that score it",
+         "use a --tp-size that divides the model's KV heads, with --dp-size for more GPUs"),
+    Rule("sharded-rows",
+         lambda f: f.args.enable_layernorm_sp or f.args.enable_attn_tp_input_scattered
+         or f.args.tp_size > 1 and (f.args.moe_a2a_backend != "none" or f.args.moe_dense_tp_size is not None),
+         "ranks would have different rows between layers, and a prune moves rows that each of them must have",
+         _DROP.format("--enable-layernorm-sp, --enable-attn-tp-input-scattered, --moe-a2a-backend and "
+                      "--moe-dense-tp-size")),
     Rule("attention-data-parallel", _above_one("attn_dp_size"),
          "ranks of data-parallel attention agree on row counts before the prune",
          "use --attn-dp-size 1 without --enable-dp-attention; --dp-size replicas are free"),

@@ -25,6 +25,7 @@ class Finishing:
         queue: prefixes that wait. finished: those that were made dense.
         prefixes, tokens: made dense since the start. steps, seconds: that it took.
         clock: seconds that only grow.
+        granted: of several tensor-parallel ranks, each is told when a step is due: while so many forwards have run.
         ends: when the server had nothing more to do, the latest times.
     """
 
@@ -35,6 +36,7 @@ class Finishing:
     steps: int = 0
     seconds: float = 0.0
     clock: Callable[[], float] = time.monotonic
+    granted: int | None = None
     ends: deque[float] = field(default_factory=lambda: deque([-math.inf], maxlen=BUSY))
     _forwards: int = -1
 
@@ -49,6 +51,11 @@ class Finishing:
             self.ends.append(now)
         busy = len(self.ends) == BUSY and now - self.ends[0] < BUSY_SECONDS
         return len(self.queue) > 0 and now - self.ends[-1] >= (BUSY_QUIET if busy else QUIET)
+
+    def is_granted(self, forwards: int) -> bool:
+        """As `is_due`, of each of several ranks: whether the first one said so, which alone asks the clock. Once."""
+        granted, self.granted = self.granted == forwards, None
+        return granted and len(self.queue) > 0
 
     def ran(self, forwards: int) -> None:
         """A step of ours ran, after `forwards` forwards in all: what follows need not wait again."""

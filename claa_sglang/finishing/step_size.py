@@ -7,13 +7,13 @@ of which a step runs the late ones. So its size goes by what tokens add to that.
 from __future__ import annotations
 
 from claa_sglang.config.config import ClaaConfig
-from claa_sglang.policy.cost import CostModel, Work, span_work
+from claa_sglang.policy.cost import Costs, Work, span_work
 
 SECONDS = 0.010  # about what the tokens of one step take
 LEAST = 64  # tokens of a step, where the cost model expects more time of any
 
 
-def step_tokens(config: ClaaConfig, cost: CostModel, start: int, left: int, chunk: int) -> int:
+def step_tokens(config: ClaaConfig, cost: Costs, start: int, left: int, chunk: int) -> int:
     """How many of the `left` tokens from `start` on the next step computes: at least 1, at most `chunk`.
 
     As the operator says, else as many as are expected to take `SECONDS` in the late layers.

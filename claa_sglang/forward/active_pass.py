@@ -39,5 +39,11 @@ class ActivePass(Protocol):
     def last_tokens(self) -> list[tuple[Tensor, Tensor]]:
         """(slot it had, slot it has now), int64 `[1]` each, of prompts whose late prefill goes on."""
 
+    def merge_scores(self, level: int) -> None:
+        """Before `cross`, on every tensor-parallel rank: have the scores of all of them."""
+
+    def agree_on_failures(self, error: Exception | None) -> None:
+        """Raise `error`, or what another tensor-parallel rank failed with, if any did."""
+
     def leave(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden, residual) of the last level, back at the rows of the early layers."""

@@ -112,6 +112,14 @@ class DecodeGraphPass(ActivePass):
         """Every row goes on."""
         return hidden, residual, positions, self.views[level + 1]
 
+    def merge_scores(self, level: int) -> None:
+        """There are none."""
+
+    def agree_on_failures(self, error: Exception | None) -> None:
+        """An error of a capture is SGLang's to report, on each rank."""
+        if error is not None:
+            raise error
+
     def leave(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Every row is where it was."""
         return hidden, residual

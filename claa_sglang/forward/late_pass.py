@@ -16,12 +16,11 @@ from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan, Segment
 from claa_sglang.forward.late_view import make_view, on_device
+from claa_sglang.forward.ranks import RankFailed, Ranks, RanksDiffer
 from claa_sglang.forward.scorers import Scored, Scorer, make_scorer
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking.selection import select
 
-# Makes a ranking the same on every tensor-parallel rank, each of which has seen some of the KV heads.
-Agree = Callable[[Tensor], Tensor]
 # Called with a view and its level once the view's table rows are complete: plans attention for it.
 Prepare = Callable[[Any, int], None]
 
@@ -35,18 +34,18 @@ class LatePass(ActivePass):
         table: the widened request table.
         config: the server's configuration.
         prepare: plans attention of a level's view.
-        agree: see `Agree`.
+        ranks: those of tensor parallelism, each of which scores its own KV heads.
     """
 
     def __init__(
-        self, plan: BatchPlan, batch: Any, table: Tensor, config: ClaaConfig, prepare: Prepare, agree: Agree
+        self, plan: BatchPlan, batch: Any, table: Tensor, config: ClaaConfig, prepare: Prepare, ranks: Ranks
     ) -> None:
         self.plan = plan
         self.batch = batch
         self._table = table
         self._config = config
         self._prepare = prepare
-        self._agree = agree
+        self._ranks = ranks
         self._scorers: dict[int, Scorer] = {}  # of each level
         self.views: list[Any] = [batch] + [None] * len(config.steps)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
@@ -72,7 +71,7 @@ class LatePass(ActivePass):
         plan = self.plan.dense_part()
         if plan is None:
             return None
-        return LatePass(plan, self.batch, self._table, self._config, self._prepare, self._agree)
+        return LatePass(plan, self.batch, self._table, self._config, self._prepare, self._ranks)
 
     # --- ranking -------------------------------------------------------------------------------------------------
 
@@ -127,12 +126,50 @@ class LatePass(ActivePass):
         if count == visible:
             chosen = torch.arange(visible, device=self._table.device)
         else:
-            ranking = self._agree(self._scorers[level].ranking(segment.request))
-            chosen = select(ranking, visible, count, self._config.window)
+            chosen = select(self._ranking(segment, level), visible, count, self._config.window)
         progress.kept[level] = chosen if before is None else before[chosen]
         if level == 0:
             progress.late_computed_tokens = count
         return chosen
+
+    def _ranking(self, segment: Segment, level: int) -> Tensor:
+        """fp32 `[visible - window]`: the ranking of the request's prompt tokens, of all KV heads."""
+        return self._scorers[level].ranking(segment.request)
+
+    # --- ranks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other rank takes part, so that a failure anywhere concerns this process only."""
+        return self._ranks.size == 1
+
+    def merge_scores(self, level: int) -> None:
+        """Before the prune after `level`: have the scores of all ranks. All take part, whatever failed on one."""
+        if level in self._scorers and self._ranks.size > 1:
+            self._scorers[level].merge(self._ranks)
+
+    def agree_on_failures(self, error: Exception | None) -> None:
+        """After what each rank does by itself, and before what all do together: all go on, or none.
+
+        Requests that failed to be scored on one rank have failed on all. Raises `error`, what this rank failed with,
+        or RankFailed where another one did; RanksDiffer where they are compared and did not choose the same tokens.
+        """
+        states = self.plan.pruned_states
+        if self._ranks.size > 1:
+            mine = [error is not None, *(state.progress.error is not None for state in states)]
+            failed, *of_states = self._ranks.any_of(mine)
+            for state, has_failed in zip(states, of_states, strict=True):
+                if has_failed and state.progress.error is None:
+                    state.progress.fail("scoring or ranking its prompt", RankFailed())
+            if failed and error is None:
+                error = RankFailed()
+        if error is not None:
+            raise error
+        if self._ranks.checked:
+            going_on = [state.progress for state in states if state.progress.error is None]
+            kept = [kept for progress in going_on for kept in progress.kept if kept is not None]
+            if not self._ranks.are_same(kept):
+                raise RanksDiffer("tensor-parallel ranks did not keep the same tokens")
 
     # --- moving rows ---------------------------------------------------------------------------------------------
 

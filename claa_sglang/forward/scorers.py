@@ -15,9 +15,10 @@ from torch import Tensor
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.late_view import on_device
+from claa_sglang.forward.ranks import Ranks
 from claa_sglang.kernels.layout import Row, describe
 from claa_sglang.ranking.carry import carry
-from claa_sglang.ranking.rankers import PAPER_QUERIES, join, make
+from claa_sglang.ranking.rankers import PAPER_QUERIES, join, make, of_all_heads, row_count
 from claa_sglang.ranking.spec import RankerSpec
 from claa_sglang.requests.state import RequestState, contain
 
@@ -52,6 +53,10 @@ class Scorer(Protocol):
             key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included.
             scaling: factor on the logits.
         """
+
+    def merge(self, ranks: Ranks) -> None:
+        """After the last layer, where there are several ranks: have the scores of all KV heads. Every rank takes part,
+        also for requests that it failed to score."""
 
     def ranking(self, request: int) -> Tensor:
         """fp32 `[tokens - window]` of the request at this index in the batch; zeros if it failed."""
@@ -115,6 +120,10 @@ class SeveralScorers:
         for scorer in self._scorers:
             scorer.score(queries, key_buffer, scaling)
 
+    def merge(self, ranks: Ranks) -> None:
+        for scorer in self._scorers:
+            scorer.merge(ranks)
+
     def ranking(self, request: int) -> Tensor:
         return self._of_request[request].ranking(request)
 
@@ -129,14 +138,34 @@ class TorchScorer:
         }
         self._scores: dict[int, list[Tensor]] = {scored.request: [] for scored in requests}
         self._table, self._config = table, config
+        self._layers, self._kv_heads = 0, 0
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
+        self._layers, self._kv_heads = self._layers + 1, key_buffer.shape[1]
         for scored in self._requests.values():
             with contain([scored.state], SCORING):
                 rows = slice(scored.first_row, scored.first_row + self._config.window)
                 keys = key_buffer[self._table[scored.table_row, : scored.tokens]]
                 ranker = self._rankers[scored.request]
                 self._scores[scored.request].append(ranker.score_layer(queries[rows], keys, scaling=scaling))
+
+    def merge(self, ranks: Ranks) -> None:
+        shapes = []
+        for scored in self._requests.values():
+            rows = row_count(self._rankers[scored.request].statistic, self._kv_heads)
+            shape, scores = (rows, scored.tokens - self._config.window), self._scores[scored.request]
+            # One that failed here has fewer: its scores count for nothing, but their places must be there.
+            scores += [torch.zeros(shape, device=self._table.device)] * (self._layers - len(scores))
+            shapes += [shape] * self._layers
+        mine = torch.cat([layer.reshape(-1) for scores in self._scores.values() for layer in scores])
+        if not mine.numel():
+            return
+        sizes = [rows * tokens for rows, tokens in shapes]
+        parts = [rank.split(sizes) for rank in ranks.gather(mine)]
+        layers = iter([[p.view(shape) for p in part] for *part, shape in zip(*parts, shapes, strict=True)])
+        for request, scores in self._scores.items():
+            statistic = self._rankers[request].statistic
+            self._scores[request] = [of_all_heads(statistic, next(layers)) for _ in scores]
 
     def ranking(self, request: int) -> Tensor:
         scored = self._requests[request]
@@ -164,7 +193,7 @@ class KernelScorer:
         }
         self._max_tokens = max(scored.tokens for scored in requests)
         self._described = on_device(described, torch.int32, table.device)
-        self._rankings = [torch.zeros(sum(counts), device=table.device) for _ in ranker.looks]
+        self._rankings = torch.zeros(len(ranker.looks), sum(counts), device=table.device)
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
         with contain([scored.state for scored in self._requests], SCORING):
@@ -187,7 +216,7 @@ class KernelScorer:
             window=self._config.window,
             scaling=scaling,
             max_tokens=self._max_tokens,
-            positions=self._rankings[look].numel(),
+            positions=self._rankings.shape[1],
             queries=self._ranker.looks[look].queries,
             peaks=self._ranker.looks[look].peaks,
         )
@@ -205,6 +234,10 @@ class KernelScorer:
             max_tokens=self._max_tokens,
             first_layer=first_layer,
         )
+
+    def merge(self, ranks: Ranks) -> None:
+        # z-scores are of one KV head each, so the ranking over all of them is the largest of any rank's.
+        ranks.largest(self._rankings)
 
     def ranking(self, request: int) -> Tensor:
         folded, *others = (ranking[self._spans[request]] for ranking in self._rankings)

@@ -7,7 +7,7 @@ torch, no SGLang.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,6 +70,26 @@ def pruned_work(
     for first, last, count in zip(prunes, [*prunes[1:], num_layers - 1], kept, strict=True):
         total = total.plus(prefill_work(last - first, 0, count, chunk))._replace(prunes=1)
     return total
+
+
+class Costs(Protocol):
+    """What a prefill is expected to cost. constants: by which it is reckoned."""
+
+    @property
+    def constants(self) -> Constants: ...
+
+    def seconds(self, work: Work) -> float:
+        """Expected time of `work`."""
+
+
+class GivenCosts(NamedTuple):
+    """By constants that another process learns; see `Costs`."""
+
+    constants: Constants
+
+    def seconds(self, work: Work) -> float:
+        """Expected time of `work`."""
+        return float(np.dot(work, self.constants))
 
 
 class CostModel:

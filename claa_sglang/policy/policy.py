@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from claa_sglang.config.budget import kept_counts
 from claa_sglang.config.config import ClaaConfig, PruneStep
-from claa_sglang.policy.cost import CostModel, Work, prefill_work, pruned_work
+from claa_sglang.policy.cost import Costs, Work, prefill_work, pruned_work
 from claa_sglang.policy.prefix_uses import PrefixUses, Uses
 
 EXPECTED_USES = 10  # of a conversation's history, by its further turns
@@ -98,7 +98,7 @@ class Policy:
     def __init__(
         self,
         config: ClaaConfig,
-        cost: CostModel,
+        cost: Costs,
         chunk: int,
         graph_tokens: Callable[[], int] = lambda: 0,
         finished_share: Callable[[], float] = lambda: 0.0,

@@ -119,6 +119,20 @@ STATISTICS: dict[Statistic, Callable[..., Tensor]] = {
 
 # Statistics that are others, one under the other: a study stores those.
 JOINED: dict[Statistic, tuple[Statistic, ...]] = {"peak_and_last": ("window_peak", "last_mass")}
+ROWS: dict[Statistic, int] = {"last_logits": 1, "nothing": 0}  # of those that have no row for each KV head
+
+
+def row_count(statistic: Statistic, kv_heads: int) -> int:
+    """Rows of what `score_layer` returns."""
+    return ROWS.get(statistic, kv_heads * len(JOINED.get(statistic, (statistic,))))
+
+
+def of_all_heads(statistic: Statistic, parts: Sequence[Tensor]) -> Tensor:
+    """The statistic of a whole layer, fp32 [rows, M], from those of groups of its KV heads, in their order."""
+    if statistic == "last_logits":  # a sum over heads
+        return torch.stack(list(parts)).sum(dim=0)
+    halves = len(JOINED.get(statistic, (statistic,)))
+    return torch.cat([part.chunk(halves)[i] for i in range(halves) for part in parts])
 
 
 class _Scored(ABC):

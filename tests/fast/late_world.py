@@ -19,6 +19,7 @@ from torch import Tensor
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
 from claa_sglang.forward.late_pass import LatePass
+from claa_sglang.forward.ranks import OneRank, Ranks
 from claa_sglang.kernels import naive
 from claa_sglang.memory.admission import LateRows
 from claa_sglang.memory.boundary import BoundaryStore
@@ -76,6 +77,19 @@ class Request:
         return self.state is not None and self.state.pruned
 
 
+class WatchedPass(LatePass):
+    """A late pass of a world, which sees its rankings and may put others in their place."""
+
+    def __init__(self, world: World, plan: BatchPlan, batch: Any) -> None:
+        super().__init__(plan, batch, world.table, world.config, world._prepare, world.ranks)
+        self._world = world
+
+    def _ranking(self, segment: Any, level: int) -> Tensor:
+        ranking = super()._ranking(segment, level)
+        self._world.rankings.append(ranking)
+        return self._world.ranked(ranking)
+
+
 class World:
     """One server's table, slots, caches and model."""
 
@@ -94,8 +108,9 @@ class World:
             BoundaryStore([torch.full((SLOTS + 1, 1, 2 * HIDDEN), torch.nan)], HIDDEN, torch.float32) for _ in steps
         ]
         self.rows = list(range(1, STRIDE))
-        self.agreed: list[Tensor] = []  # rankings that went through the ranks' agreement
-        self.agree = lambda ranking: ranking
+        self.rankings: list[Tensor] = []  # of the last forward, one a request and prune
+        self.ranked = lambda ranking: ranking
+        self.ranks: Ranks = OneRank()
         self.prepared: list[tuple[Any, int]] = []
         # Of the last forward: layer -> row of the stock table -> tokens its attention could read.
         self.read: dict[int, dict[int, list[tuple[int, int]]]] = {}
@@ -242,13 +257,9 @@ class World:
     def _prepare(self, view: Any, level: int) -> None:
         self.prepared.append((view, level))
 
-    def _agree(self, ranking: Tensor) -> Tensor:
-        self.agreed.append(ranking)
-        return self.agree(ranking)
-
     def _forward(self, plan: BatchPlan, batch: SimpleNamespace, requests: list[Request]) -> Tensor:
-        self.prepared, self.agreed, self.read = [], [], defaultdict(dict)
-        late = self.last = LatePass(plan, batch, self.table, self.config, self._prepare, self._agree)
+        self.prepared, self.rankings, self.read = [], [], defaultdict(dict)
+        late = self.last = WatchedPass(self, plan, batch)
         # (text, position, layers run), and a residual that must travel with it.
         hidden = torch.stack((batch.texts, batch.positions, torch.zeros_like(batch.positions)), dim=1).float()
         residual = -hidden
@@ -270,6 +281,7 @@ class World:
             return torch.zeros_like(hidden)
         positions = batch.positions
         for level, (prune, end) in enumerate(zip(prunes, [*prunes[1:], LAYERS - 1], strict=True)):
+            late.merge_scores(level)
             hidden, residual, positions, view = late.cross(level, hidden, residual, positions, self.stores[level])
             if view is None:
                 assert hidden.shape[0] == late.plan.rows(level + 1) == 0

@@ -119,7 +119,7 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, capsys: 
     assert answers_run.main(["--models", "elsewhere", *command[2:], "--seconds", "500"]) == answers_run.REFUSED
     assert "no model 'elsewhere': it has qwen2.5-coder-0.5b, smollm2" in capsys.readouterr().err
     assert answers_run.main([*command, "--seconds", "500", "--plan", "none"]) == answers_run.REFUSED
-    assert "known by name: quiet, quiet-wide, qwen-and-smollm2" in capsys.readouterr().err
+    assert "known by name: quiet, quiet-wide, qwen, qwen-and-smollm2" in capsys.readouterr().err
 
 
 def test_a_step_that_eval_quality_would_refuse_is_found() -> None:

@@ -138,7 +138,13 @@ CASES = (
     # Only with an embedding model on a GPU.
     Case("prefill-only", stated={"prefill_only_disable_kv_cache": True}),
     Case("pipeline-parallel", {"pp_size": 2}),
-    Case("tensor-parallel", TP2),
+    # Each would have half of a KV head.
+    Case("tensor-parallel-heads", {"tp_size": 4}),
+    # Only for certain models, or with kernels for experts.
+    Case("sharded-rows", stated={"enable_layernorm_sp": True}),
+    Case("sharded-rows", stated={"enable_attn_tp_input_scattered": True}),
+    Case("sharded-rows", stated={**TP2, "moe_a2a_backend": "deepep"}),
+    Case("sharded-rows", stated={**TP2, "moe_dense_tp_size": 1}),
     Case("attention-data-parallel", {**TP2, "attn_dp_size": 2}),
     Case("attention-data-parallel", {**TP2, "dp_size": 2, "enable_dp_attention": True}),
     Case("context-parallel", {**TP2, "dcp_size": 2}),
@@ -270,13 +276,13 @@ SINGLE = [case for case in CASES if case.model == "llama" and case.rule not in (
 @pytest.mark.parametrize("case", SINGLE, ids=str)
 def test_no_other_rule_fires(case: Case, model_path: Callable[[str], Path]) -> None:
     found = violations(case, model_path(case.model))
-    # Some options cannot be had without tensor parallelism, which is refused on its own.
-    assert set(found) <= {case.rule} | ({"tensor-parallel"} if case.args.get("tp_size") == 2 else set())
+    assert set(found) <= {case.rule}
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "granite", "gemma"])
 def test_supported_families_violate_nothing(model: str, model_path: Callable[[str], Path]) -> None:
     assert violations(Case("", model=model), model_path(model)) == []
+    assert violations(Case("", TP2, model=model), model_path(model)) == []
 
 
 PLAIN = (

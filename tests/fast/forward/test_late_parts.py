@@ -100,5 +100,5 @@ def test_a_request_retracted_between_its_parts_starts_them_again_with_what_it_ke
     resumed = world.retract(request)
     assert set(resumed.state.progress.late_spans) == {(0, 0)}
     prefill(world, resumed)
-    assert kept(resumed)[: len(before)] == before and len(world.agreed) == len(steps) - len(before)
+    assert kept(resumed)[: len(before)] == before and len(world.rankings) == len(steps) - len(before)
     generate(world, resumed, 2)

@@ -53,7 +53,7 @@ def test_a_cold_prompt(steps: tuple[PruneStep, ...], prompt: int) -> None:
     assert out[-1:].tolist() == rows(1, [prompt - 1]) and not out[:-1].any()
     assert [len(k) for k in kept(request)] == list(request.state.plan.kept_counts)
     visible = (prompt, *request.state.plan.kept_counts)
-    assert len(world.agreed) == sum(visible[i + 1] < visible[i] for i in range(len(steps)))
+    assert len(world.rankings) == sum(visible[i + 1] < visible[i] for i in range(len(steps)))
 
 
 @STEPS
@@ -101,7 +101,7 @@ def test_keeping_everything_needs_no_ranking(steps: tuple[PruneStep, ...]) -> No
     request = world.add(text=1, prompt=20, keep_rate=1.0)
     prefill(world, request, 10)
     assert kept(request) == [list(range(20))] * len(steps)
-    assert world.agreed == []
+    assert world.rankings == []
     world.decode([request])
     check(world, [request])
 
@@ -156,7 +156,7 @@ def test_chunks_in_the_middle_alone_reach_no_late_layer(steps: tuple[PruneStep, 
     first, second = world.add(text=1, prompt=20), world.add(text=2, prompt=20)
     world.extend([(first, 5), (second, 9)])
     check(world, [first, second])
-    assert world.last is not None and not world.last.has_late_rows and world.prepared == [] and world.agreed == []
+    assert world.last is not None and not world.last.has_late_rows and world.prepared == [] and world.rankings == []
     assert kept(first) == kept(second) == []
 
 
@@ -174,7 +174,7 @@ def test_a_resumed_request_keeps_what_it_kept_and_all_it_generated(
     before = kept(request)
     resumed = world.retract(generate(world, request, 5))
     out = prefill(world, resumed, *chunks)
-    assert kept(resumed) == before and world.agreed == []
+    assert kept(resumed) == before and world.rankings == []
     assert out[-1].tolist() == [2, 24, LAYERS]
     generate(world, resumed, 2)
 
@@ -207,7 +207,7 @@ def test_scores_are_asked_for_where_somebody_is_ranked(steps: tuple[PruneStep, .
     world.extend([(request, 8), (dense, 20)])
     assert asked() == []
     seen: list[tuple[int, int]] = []
-    world.agree = lambda ranking: seen.extend(asked()) or ranking
+    world.ranked = lambda ranking: seen.extend(asked()) or ranking
     world.extend([(request, 12)])
     # When the first ranking is agreed on, everything still is to be ranked.
     assert set(seen) >= {(level, layer) for level, step in enumerate(steps) for layer in step.score_layers}
@@ -219,7 +219,7 @@ def test_scores_are_asked_for_where_somebody_is_ranked(steps: tuple[PruneStep, .
 @STEPS
 def test_the_ranking_the_ranks_agree_on_decides(steps: tuple[PruneStep, ...]) -> None:
     world = World(steps)
-    world.agree = lambda ranking: torch.arange(len(ranking)).float()
+    world.ranked = lambda ranking: torch.arange(len(ranking)).float()
     request = world.add(text=1, prompt=20)
     world.extend([(request, 20)])
     # And the first token, which is kept whatever the ranking says.
@@ -233,9 +233,9 @@ def test_the_second_step_ranks_what_the_first_kept(steps: tuple[PruneStep, ...])
     prefill(world, request)
     first, second = kept(request)
     assert set(second) < set(first) and first[-WINDOW:] == second[-WINDOW:] == list(range(36, 40))
-    assert [len(r) for r in world.agreed] == [40 - WINDOW, len(first) - WINDOW]
+    assert [len(r) for r in world.rankings] == [40 - WINDOW, len(first) - WINDOW]
     # Not the best of the first ranking over again: other layers have been asked.
-    again = torch.sort(world.agreed[0][1:], descending=True).indices[: len(second) - WINDOW - 1] + 1
+    again = torch.sort(world.rankings[0][1:], descending=True).indices[: len(second) - WINDOW - 1] + 1
     assert first[0] == second[0] == 0 and set(second[1:-WINDOW]) != set(again.tolist())
     listed = [world.table[request.row + i * STRIDE].tolist() for i in (1, 2)]
     assert listed[1][: len(second)] == [listed[0][first.index(p)] for p in second]

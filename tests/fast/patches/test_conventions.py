@@ -31,8 +31,14 @@ class OtherConvention:
     def export(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         return kwargs["stream"]
 
-    def run(self, layer: Any, positions: Tensor, hidden: Tensor, residual: Tensor, view: Any) -> tuple[Tensor, Tensor]:
-        return layer(view, stream=(hidden, residual), where=positions)
+    def enter(self, hidden: Tensor, residual: Tensor, view: Any) -> Any:
+        return hidden, residual
+
+    def run(self, layer: Any, positions: Tensor, handle: Any, view: Any) -> Any:
+        return layer(view, stream=handle, where=positions)
+
+    def leave(self, handle: Any, view: Any) -> tuple[Tensor, Tensor]:
+        return handle
 
     def result(self, hidden: Tensor, residual: Tensor, batch: Any) -> Any:
         batch.ended = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 import torch
 from sglang.srt.environ import envs
+from sglang.srt.runtime_context import get_parallel
 
 from claa_sglang.finishing.finishing import QUIET, Finishing
 from claa_sglang.finishing.queue import Prefix
@@ -67,6 +69,12 @@ class IdleScheduler(World):
 
     def conserved(self) -> bool:
         return self.allocator.available_size() + self.tree.total_size()[0] == self.allocator.size
+
+
+@pytest.fixture(autouse=True)
+def _on_one_rank() -> Iterator[None]:
+    with get_parallel().override(attn_tp_group=SimpleNamespace(world_size=1)):
+        yield
 
 
 @pytest.fixture(params=["python", "rust"])

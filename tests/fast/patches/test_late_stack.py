@@ -17,7 +17,7 @@ from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.patches.conventions import ArgumentConvention, UnsupportedModel
 from claa_sglang.patches.layers import LateStack
-from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, Request, World, check
+from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, Request, WatchedPass, World, check
 
 STEPS = pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
 
@@ -80,8 +80,8 @@ class ModuleWorld(World):
         return hidden, residual
 
     def _forward(self, plan: BatchPlan, batch: SimpleNamespace, requests: list[Request]) -> Tensor:
-        self.prepared, self.agreed, self.read = [], [], defaultdict(dict)
-        self.backend.active = self.last = LatePass(plan, batch, self.table, self.config, self._prepare, self._agree)
+        self.prepared, self.rankings, self.read = [], [], defaultdict(dict)
+        self.backend.active = self.last = WatchedPass(self, plan, batch)
         hidden = torch.stack((batch.texts, batch.positions, torch.zeros_like(batch.positions)), dim=1).float()
         hidden, residual = self.loop(batch, hidden, -hidden)
         assert torch.equal(residual[:, :2], -hidden[:, :2])

@@ -46,7 +46,7 @@ class World:
         self.live = SimpleNamespace(
             config=CONFIG,
             policy=Policy(CONFIG, CostModel(ARITHMETIC), 8192),
-            timer=SimpleNamespace(collect=lambda: None),
+            learn=lambda: None,
             in_flight=InFlight(),
             sampled=OrderedDict(),
         )
