@@ -37,10 +37,12 @@ def state_of(server_args: Any) -> dict[str, Any]:
 
 
 def report_of_replicas(result: dict[str, Any], controller: Any) -> dict[str, Any]:
-    """AFTER DataParallelController.get_init_info: hands on what the replicas report, the first that differs if any."""
-    reports = [info.get("claa") for info in controller._scheduler_init_infos]
-    different = [report for report in reports if report != reports[0]]
-    return {**result, "claa": (different or reports)[0]}
+    """AFTER DataParallelController.get_init_info: hands on what every replica reports, in `replicas`.
+
+    The first one's stands for all of them in what the server shows.
+    """
+    reports = [info.get("claa") or {} for info in controller._scheduler_init_infos]
+    return {**result, "claa": {**reports[0], "replicas": reports}}
 
 
 def require_active(
@@ -53,8 +55,9 @@ def require_active(
     try:
         infos = original(scheduler_pipe_readers, scheduler_procs)
         expected = config_of(server_args).to_dict()
-        for rank, info in enumerate(infos):
-            found = info.get("claa") or {}
+        reports = [info.get("claa") or {} for info in infos]
+        each = [one for report in reports for one in report.get("replicas", [report])]
+        for rank, found in enumerate(each):
             if found.get("config") != expected or not found.get("hooks"):
                 _refuse(server_args, rank, expected, found, scheduler_procs)
     except BaseException:

@@ -44,6 +44,7 @@ class Answer:
     cached: int
     report: dict[str, Any] = field(repr=False)
     logprobs: Tensor | None = field(default=None, repr=False)
+    replica: int | None = None  # which one answered; None of a server without replicas
 
     @property
     def kept(self) -> list[int] | None:
@@ -96,4 +97,4 @@ def _answer(body: dict[str, Any], vocabulary: int) -> Answer:
             for value, token, _ in choices:
                 logprobs[row, token] = value
         assert not logprobs.isnan().any()
-    return Answer(body["output_ids"], meta["cached_tokens"], meta.get("claa", {}), logprobs)
+    return Answer(body["output_ids"], meta["cached_tokens"], meta.get("claa", {}), logprobs, meta.get("dp_rank"))
