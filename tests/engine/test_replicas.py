@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tiny_model import VOCAB_SIZE
 from tests import tiny_models
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS, SHARED_CHUNK
@@ -64,7 +65,7 @@ def test_each_answers_from_its_own_cache(replicas: Server, llama_reference: Refe
     prompt = tiny_models.prompt(700, seed=81)
     for replica in REPLICAS:
         asked = Ask(prompt, keep=0.2, new=10, extra={"routed_dp_rank": replica})
-        cold, warm = ask(replicas, asked), ask(replicas, asked)
+        cold, warm = (ask(replicas, asked, VOCAB_SIZE) for _ in range(2))
         assert (cold.replica, warm.replica) == (replica, replica)
         assert (cold.cached, warm.cached) == (0, len(prompt) - WINDOW)
         check_all(llama_reference, [asked, asked], [cold, warm])
