@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -88,10 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found["mixed"] = mixed(servers["split"], args.requests, args.longest, seed=1)
         say(f"{args.requests} mixed requests are over")
     found["failures"] = failures(found)
-    named = [word for word in argv if not word.startswith("/")]
     result = {
-        **record.provenance(named),
-        "command": "python -m benchmarks.tensor_parallel " + " ".join(named),
+        **record.provenance([]),
+        "command": "python -m benchmarks.tensor_parallel " + shlex.join(argv),
         "device": device,
         "gpu": bandwidth is not None,
         "model": args.model.name,

@@ -33,6 +33,7 @@ TWO_RANKS = {
     "TORCH_COMPILE_DISABLE": "1",  # of a mask for the vocabulary, which takes twenty seconds
 }
 STEP = 64  # tokens of a step of finishing
+QUICK = ("--watchdog-timeout", "60")  # seconds, after which ranks that wait for each other are found
 FLAGS = ("--tp-size", "2", *CLAA_FLAGS, "--claa-finish", "idle", "--claa-finish-chunk", str(STEP), *TINY_FLAGS)
 PLUGIN = """
 import functools, os, pathlib
@@ -164,8 +165,7 @@ def test_ranks_that_measure_different_machines_go_one_way(running: Server) -> No
     check_idle(running)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize(("name", "rank"), [*((name, 1) for name in ENDED), ("scoring", 0), ("late pass", 0)])
 def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, running: Server, fault: Path) -> None:
     running.flush()
     pruned = Ask(tiny_models.prompt(500, seed=30), keep=0.2, options={"finish": False})
