@@ -65,7 +65,6 @@ def register():
 
     has_pruned = lambda late, *args: bool(late.plan.levels[1]) and any(s.state for s in late.plan.levels[1])
     faulty("scoring", rankers.Claa, "score_layer")
-    faulty("ranking", rankers.Claa, "rank")
     faulty("storing", boundary.BoundaryStore, "store")
     faulty("late pass", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and not late.plan.decode)
     faulty("decoding", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and late.plan.decode)
@@ -79,7 +78,6 @@ def register():
 """
 ENDED = {
     "scoring": "scoring its prompt",
-    "ranking": "ranking its prompt",
     "storing": "running its late layers",
     "late pass": "running its late layers",
     "decoding": "running its late layers",
@@ -165,7 +163,7 @@ def test_ranks_that_measure_different_machines_go_one_way(running: Server) -> No
     check_idle(running)
 
 
-@pytest.mark.parametrize(("name", "rank"), [*((name, 1) for name in ENDED), ("scoring", 0), ("late pass", 0)])
+@pytest.mark.parametrize(("name", "rank"), [*((name, 1) for name in ENDED), ("scoring", 0)])
 def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, running: Server, fault: Path) -> None:
     running.flush()
     pruned = Ask(tiny_models.prompt(500, seed=30), keep=0.2, options={"finish": False})
@@ -184,7 +182,7 @@ def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, ru
             fault.write_text("nothing,0")
         assert failed.status_code == 500, failed.text
         # The first rank answers. It tells its own cause, or where that is.
-        elsewhere = rank == 1 and name in ("scoring", "ranking")
+        elsewhere = rank == 1 and name == "scoring"
         assert f"CLAA failed while {'scoring or ranking its prompt' if elsewhere else ENDED[name]}" in failed.text
         if name != "another ranking":
             assert ("planted " if rank == 0 else "another tensor-parallel rank failed here") in failed.text
