@@ -59,7 +59,7 @@ class ClaaAttnBackend(AttentionBackend):
         translators: per later level, the slot translator its view is bound to.
         slots: the late slots, with the widened table.
         config: the server's configuration.
-        ranks: those of tensor parallelism.
+        ranks: those of tensor parallelism; None for a model that is not split.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ClaaAttnBackend(AttentionBackend):
         translators: list[KVIndexTranslator],
         slots: LateSlots,
         config: ClaaConfig,
-        ranks: Ranks,
+        ranks: Ranks | None,
     ) -> None:
         super().__init__()
         self.early = children[0]

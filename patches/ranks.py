@@ -17,7 +17,6 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from claa_sglang.forward.ranks import OneRank, Ranks
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.policy import live_policy
@@ -71,9 +70,9 @@ class GroupRanks:
         return nccl if values.is_cuda and nccl is not None and nccl.available else None
 
 
-def model_ranks() -> Ranks:
-    """The ranks of the model that this process has a part of."""
-    return OneRank() if is_alone() else GroupRanks(get_parallel().attn_tp_group)
+def model_ranks() -> GroupRanks | None:
+    """The ranks of the model that this process has a part of; None if it has all of it."""
+    return None if is_alone() else GroupRanks(get_parallel().attn_tp_group)
 
 
 def is_alone() -> bool:

@@ -15,20 +15,22 @@ from pathlib import Path
 from claa_sglang.tools.servers import REQUEST_TIMEOUT, START_TIMEOUT, Server, ServerFailed
 from claa_sglang.tools.servers import cpu_server as server
 
+ROOT = Path(__file__).resolve().parents[1]
 __all__ = ["REQUEST_TIMEOUT", "START_TIMEOUT", "Server", "ServerFailed", "second_plugin", "server", "start_failure"]
 
 
 def second_plugin(home: Path, name: str, source: str) -> dict[str, str]:
     """Environment in which SGLang finds one more plugin, loaded after ours.
 
-    home: an empty directory, put on PYTHONPATH. name: its module. source: its code, with a function `register`.
+    home: an empty directory, put on PYTHONPATH with the project's own. name: its module. source: its code, with a
+    function `register`.
     """
     (home / f"{name}.py").write_text(source)
     info = home / f"{name}-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 0\n")
     (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nzzz_{name} = {name}:register\n")
-    return {"PYTHONPATH": os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {"PYTHONPATH": os.pathsep.join([str(home), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def start_failure(model_path: str | os.PathLike[str], *flags: str, env: Mapping[str, str] | None = None) -> str:

@@ -34,11 +34,11 @@ class LatePass(ActivePass):
         table: the widened request table.
         config: the server's configuration.
         prepare: plans attention of a level's view.
-        ranks: those of tensor parallelism, each of which scores its own KV heads.
+        ranks: those of tensor parallelism, each of which scores its own KV heads; None for a model that is not split.
     """
 
     def __init__(
-        self, plan: BatchPlan, batch: Any, table: Tensor, config: ClaaConfig, prepare: Prepare, ranks: Ranks
+        self, plan: BatchPlan, batch: Any, table: Tensor, config: ClaaConfig, prepare: Prepare, ranks: Ranks | None
     ) -> None:
         self.plan = plan
         self.batch = batch
@@ -141,11 +141,11 @@ class LatePass(ActivePass):
     @property
     def is_alone(self) -> bool:
         """Whether no other rank takes part, so that a failure anywhere concerns this process only."""
-        return self._ranks.size == 1
+        return self._ranks is None
 
     def merge_scores(self, level: int) -> None:
         """Before the prune after `level`: have the scores of all ranks. All take part, whatever failed on one."""
-        if level in self._scorers and self._ranks.size > 1:
+        if level in self._scorers and self._ranks is not None:
             self._scorers[level].merge(self._ranks)
 
     def agree_on_failures(self, error: Exception | None) -> None:
@@ -154,10 +154,10 @@ class LatePass(ActivePass):
         Requests that failed to be scored on one rank have failed on all. Raises `error`, what this rank failed with,
         or RankFailed where another one did; RanksDiffer where they are compared and did not choose the same tokens.
         """
-        states = self.plan.pruned_states
-        if self._ranks.size > 1:
+        ranks, states = self._ranks, self.plan.pruned_states
+        if ranks is not None:
             mine = [error is not None, *(state.progress.error is not None for state in states)]
-            failed, *of_states = self._ranks.any_of(mine)
+            failed, *of_states = ranks.any_of(mine)
             for state, has_failed in zip(states, of_states, strict=True):
                 if has_failed and state.progress.error is None:
                     state.progress.fail("scoring or ranking its prompt", RankFailed())
@@ -165,10 +165,10 @@ class LatePass(ActivePass):
                 error = RankFailed()
         if error is not None:
             raise error
-        if self._ranks.checked:
+        if ranks is not None and ranks.checked:
             going_on = [state.progress for state in states if state.progress.error is None]
             kept = [kept for progress in going_on for kept in progress.kept if kept is not None]
-            if not self._ranks.are_same(kept):
+            if not ranks.are_same(kept):
                 raise RanksDiffer("tensor-parallel ranks did not keep the same tokens")
 
     # --- moving rows ---------------------------------------------------------------------------------------------

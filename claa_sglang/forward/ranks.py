@@ -22,7 +22,7 @@ class RanksDiffer(RuntimeError):
 
 
 class Ranks(Protocol):
-    """All ranks of one model. Each calls the same methods in the same order, with tensors of the same shapes.
+    """All ranks of one model, two or more. Each calls the same methods in the same order, with equal shapes.
 
     size: how many there are. checked: whether what they chose is compared in every forward.
     """
@@ -41,22 +41,3 @@ class Ranks(Protocol):
 
     def are_same(self, values: Sequence[Tensor]) -> bool:
         """Whether every rank has these values. Waits for the device."""
-
-
-class OneRank:
-    """A model that is not split; see `Ranks`."""
-
-    size = 1
-    checked = False
-
-    def largest(self, values: Tensor) -> None:
-        return
-
-    def gather(self, values: Tensor) -> list[Tensor]:
-        return [values]
-
-    def any_of(self, flags: Sequence[bool]) -> list[bool]:
-        return list(flags)
-
-    def are_same(self, values: Sequence[Tensor]) -> bool:
-        return True

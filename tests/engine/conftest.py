@@ -31,6 +31,14 @@ def model(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return byte_tokenizer.add(tiny_model("llama"), tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that names what fails in a server with `planted.FILE` in its environment: nothing yet."""
+    file = tmp_path_factory.mktemp("fault") / "name"
+    file.write_text("")
+    return file
+
+
 @pytest.fixture(scope="session")
 def llama_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
     """The tiny llama with CLAA at its defaults, except that short prompts are pruned too; chunks of 256 tokens."""

@@ -13,61 +13,25 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests import planted
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, check_idle
 from tests.engine_server import Server, second_plugin, server
+from tests.planted import IN_A_FORWARD
 from tests.tiny_models import prompt
 
 pytestmark = pytest.mark.engine
 
 FAULTY_PLUGIN = """
-import functools, os, pathlib
-
-
 def register():
-    from claa_sglang.forward import late_pass
-    from claa_sglang.memory import boundary
-    from claa_sglang.ranking import rankers
     from claa_sglang.requests import report
+    from tests import planted
 
-    def faulty(name, owner, attribute, applies=lambda *args: True):
-        original = getattr(owner, attribute)
-
-        @functools.wraps(original)
-        def wrapped(*args, **kwargs):
-            if pathlib.Path(os.environ["CLAA_TEST_FAULT"]).read_text() == name and applies(*args):
-                raise RuntimeError("planted " + name)
-            return original(*args, **kwargs)
-
-        setattr(owner, attribute, wrapped)
-
-    has_pruned = lambda late, *args: bool(late.plan.levels[1]) and any(s.state for s in late.plan.levels[1])
-    faulty("scoring", rankers.Claa, "score_layer")
-    faulty("ranking", rankers.Claa, "rank")
-    faulty("storing", boundary.BoundaryStore, "store", lambda store, slots, *a: len(slots) > 1)
-    faulty("storing one", boundary.BoundaryStore, "store", lambda store, slots, *a: len(slots) == 1)
-    faulty("late pass", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and not late.plan.decode)
-    faulty("decoding", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and late.plan.decode)
-    faulty("report", report, "build_report")
+    planted.in_a_forward()
+    planted.plant("report", report, "build_report")
 """
 LONG = prompt(200, seed=1)
 # With chunks of 64: a late prefill in one step; and in two, whose request is still the chunked one when it fails.
 KEEP = pytest.mark.parametrize("keep", [0.2, 0.6], ids=["one-part", "two-parts"])
-ENDED = {
-    "scoring": "scoring its prompt",
-    "ranking": "ranking its prompt",
-    "storing": "running its late layers",
-    "storing one": "running its late layers",
-    "late pass": "running its late layers",
-    "decoding": "running its late layers",
-}
-
-
-@pytest.fixture(scope="module")
-def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that names the function to fail; empty for none."""
-    file = tmp_path_factory.mktemp("fault") / "name"
-    file.write_text("")
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +39,7 @@ def faulty_server(
     fault: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("faulty-plugin"), "claa_test_faulty", FAULTY_PLUGIN)
-    env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **ONE_THREAD}
+    env = {**plugin, planted.FILE: str(fault), **STRICT, **ONE_THREAD}
     flags = (
         "--enable-claa",
         "--claa-policy",
@@ -105,7 +69,7 @@ def healthy(faulty_server: Server) -> dict[float | None, list[int]]:
 
 
 @KEEP
-@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize("name", IN_A_FORWARD)
 def test_a_failure_ends_its_request_with_an_error(
     name: str, keep: float, faulty_server: Server, fault: Path, healthy: dict[float | None, list[int]]
 ) -> None:
@@ -114,7 +78,7 @@ def test_a_failure_ends_its_request_with_an_error(
     try:
         failed = faulty_server.post("/generate", body(keep))
         assert failed.status_code == 500, failed.text
-        assert f"CLAA failed while {ENDED[name]}: RuntimeError: planted {name}" in failed.text
+        assert f"CLAA failed while {IN_A_FORWARD[name]}: RuntimeError: planted {name}" in failed.text
     finally:
         fault.write_text("")
     # The server lives, nothing is held, and nothing wrong was left in the prefix cache.
@@ -126,7 +90,7 @@ def test_a_failure_ends_its_request_with_an_error(
 
 
 @KEEP
-@pytest.mark.parametrize("name", [name for name in ENDED if name != "storing one"])  # several decode at a time
+@pytest.mark.parametrize("name", [name for name in IN_A_FORWARD if name != "storing one"])  # several decode at a time
 def test_dense_requests_of_the_same_batch_are_unharmed(
     name: str, keep: float, faulty_server: Server, fault: Path, healthy: dict[float | None, list[int]]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from claa_sglang.finishing.finishing import BUSY_QUIET
-from tests import tiny_models
+from tests import planted, tiny_models
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, second_plugin, server
@@ -31,23 +31,13 @@ CHUNK = ("--chunked-prefill-size", "256")
 # More than the rounding of one forward, less than any token that is missing or wrong.
 ROUNDING = 2e-5
 
+# A step that fails when all of it is computed, and not the first one of a prefix.
 FAULTY_PLUGIN = """
-import functools, os, pathlib
-
-
 def register():
     from claa_sglang.patches import finishing
+    from tests import planted
 
-    original = finishing._compute
-
-    @functools.wraps(original)
-    def wrapped(scheduler, prefix, pruned, dense, slots):
-        result = original(scheduler, prefix, pruned, dense, slots)
-        if dense.tokens and pathlib.Path(os.environ["CLAA_TEST_FAULT"]).read_text():
-            raise RuntimeError("planted in a step")
-        return result
-
-    finishing._compute = wrapped
+    planted.plant("a step", finishing, "note_dense", lambda pool, pruned, dense, start: start > 0)
 """
 
 
@@ -58,19 +48,11 @@ def stock(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with text in it while a step is to fail."""
-    file = tmp_path_factory.mktemp("fault") / "on"
-    file.write_text("")
-    return file
-
-
-@pytest.fixture(scope="module")
 def finishing(
     fault: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("plugin"), "claa_test_step", FAULTY_PLUGIN)
-    env = {**plugin, "CLAA_TEST_FAULT": str(fault), **STRICT, **ONE_THREAD}
+    env = {**plugin, planted.FILE: str(fault), **STRICT, **ONE_THREAD}
     with server(tiny_model("llama"), *FLAGS, *CHUNK, env=env) as running:
         yield running
 
@@ -312,13 +294,13 @@ def test_a_step_that_fails_leaves_the_prefix_pruned(
     finishing: Server, fault: Path, llama_reference: ReferenceModel
 ) -> None:
     before = stats(finishing)
-    fault.write_text("on")
+    fault.write_text("a step")
     try:
         history = first_turn(finishing, seed=690)
         wait_for(lambda: stats(finishing)["dropped"] > before["dropped"], "the prefix is given up")
     finally:
         fault.write_text("")
-    assert "planted in a step" in finishing.log()
+    assert "planted a step" in finishing.log()
     assert slots_in_use(finishing) == len(history) - 1 + STEP, "one step was good, the next gave its slots back"
     asked = next_turn(history, seed=691)
     answer = ask(finishing, asked)

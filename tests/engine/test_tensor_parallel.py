@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import requests
 
-from tests import tiny_models
+from benchmarks.traffic import RETRACT, retractions
+from tests import planted, tiny_models
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine.test_cache_invariance import COMPANY, TARGET, expected
 from tests.engine_server import Server, second_plugin, server
 from tests.in_flight import batches, wait_for
+from tests.planted import IN_A_FORWARD
 from tests.reference_model import ReferenceModel
 from tests.ways_out import held
 
@@ -33,64 +35,31 @@ TWO_RANKS = {
     "TORCH_COMPILE_DISABLE": "1",  # of a mask for the vocabulary, which takes twenty seconds
 }
 STEP = 64  # tokens of a step of finishing
-QUICK = ("--watchdog-timeout", "60")  # seconds, after which ranks that wait for each other are found
-FLAGS = ("--tp-size", "2", *CLAA_FLAGS, "--claa-finish", "idle", "--claa-finish-chunk", str(STEP), *TINY_FLAGS)
+FLAGS = (
+    *("--tp-size", "2", *CLAA_FLAGS, "--claa-finish", "idle", "--claa-finish-chunk", str(STEP), *TINY_FLAGS),
+    *("--chunked-prefill-size", "256", "--decode-log-interval", "1"),
+    *("--watchdog-timeout", "60"),  # seconds, after which ranks that wait for each other are found
+)
+# Beside faults: a rank that ranks otherwise; and ranks that measure opposite machines, which would go opposite ways.
 PLUGIN = """
-import functools, os, pathlib
-
-import torch
-
-
 def register():
-    from claa_sglang.forward import late_pass
-    from claa_sglang.memory import boundary
+    from claa_sglang.forward.late_pass import LatePass
     from claa_sglang.patches import policy
-    from claa_sglang.ranking import rankers
     from sglang.srt.runtime_context import get_parallel
+    from tests import planted
 
-    def is_on(name):
-        on = pathlib.Path(os.environ["CLAA_TEST_FAULT"]).read_text().split(",")
-        return on[0] == name and on[1] == str(get_parallel().tp_rank)
-
-    def faulty(name, owner, attribute, applies=lambda *args: True):
-        original = getattr(owner, attribute)
-
-        @functools.wraps(original)
-        def wrapped(*args, **kwargs):
-            if is_on(name) and applies(*args):
-                raise RuntimeError("planted " + name)
-            return original(*args, **kwargs)
-
-        setattr(owner, attribute, wrapped)
-
-    has_pruned = lambda late, *args: bool(late.plan.levels[1]) and any(s.state for s in late.plan.levels[1])
-    faulty("scoring", rankers.Claa, "score_layer")
-    faulty("storing", boundary.BoundaryStore, "store")
-    faulty("late pass", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and not late.plan.decode)
-    faulty("decoding", late_pass.LatePass, "cross", lambda late, *a: has_pruned(late) and late.plan.decode)
-    ranked = late_pass.LatePass._ranking
-    late_pass.LatePass._ranking = lambda *a: ranked(*a).roll(7) if is_on("another ranking") else ranked(*a)
-    measured = policy.measure  # ranks that measure opposite machines would choose opposite ways
-    policy.measure = lambda **k: opposite(measured(**k))
+    planted.in_a_forward()
+    ranked, measured = LatePass._ranking, policy.measure
+    LatePass._ranking = lambda *a: ranked(*a).roll(7) if planted.is_on("another ranking") else ranked(*a)
 
     def opposite(constants):
         return constants._replace(per_pair=constants.per_pair * (1000.0 if get_parallel().tp_rank else 0.001))
+
+    policy.measure = lambda **k: opposite(measured(**k))
 """
-ENDED = {
-    "scoring": "scoring its prompt",
-    "storing": "running its late layers",
-    "late pass": "running its late layers",
-    "decoding": "running its late layers",
+ENDED = {name: IN_A_FORWARD[name] for name in ("scoring", "storing", "late pass", "decoding")} | {
     "another ranking": "running its late layers: RanksDiffer: tensor-parallel ranks did not keep the same tokens",
 }
-
-
-@pytest.fixture(scope="module")
-def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that names what fails, and on which rank."""
-    file = tmp_path_factory.mktemp("fault") / "name"
-    file.write_text("nothing,0")
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +67,8 @@ def running(
     fault: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     plugin = second_plugin(tmp_path_factory.mktemp("plugin"), "claa_test_rank", PLUGIN)
-    env = {**plugin, **TWO_RANKS, "CLAA_TEST_FAULT": str(fault), **STRICT, **ONE_THREAD}
-    with server(
-        tiny_model("llama"), *FLAGS, "--chunked-prefill-size", "256", "--decode-log-interval", "1", env=env
-    ) as two:
+    env = {**plugin, **TWO_RANKS, **RETRACT, planted.FILE: str(fault), **STRICT, **ONE_THREAD}
+    with server(tiny_model("llama"), *FLAGS, env=env) as two:
         yield two
 
 
@@ -179,7 +146,7 @@ def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, ru
         try:
             failed = running.post("/generate", body)
         finally:
-            fault.write_text("nothing,0")
+            fault.write_text("")
         assert failed.status_code == 500, failed.text
         # The first rank answers. It tells its own cause, or where that is.
         elsewhere = rank == 1 and name == "scoring"
@@ -192,9 +159,10 @@ def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, ru
     check_idle(running)
 
 
-def test_requests_that_hang_up_or_are_retracted(running: Server, llama_reference: ReferenceModel) -> None:
-    """Each rank ends them in the same step."""
+def test_requests_that_are_retracted_beside_one_that_hangs_up(running: Server, llama_reference: ReferenceModel) -> None:
+    """Each rank ends them, and takes them up again, in the same step."""
     running.flush()
+    mark = len(running.log())
     asked = [
         Ask(tiny_models.prompt(200 + 97 * i, seed=40 + i), keep=(0.2, None, 0.6)[i % 3], new=24) for i in range(12)
     ]
@@ -204,6 +172,7 @@ def test_requests_that_hang_up_or_are_retracted(running: Server, llama_reference
             check(answer, expected(llama_reference, one, answer))
         leaving.result()
     wait_for(lambda: held(running) == 0, "nobody is left")
+    assert retractions(running.log()[mark:])["forced"] > 0
     check_idle(running)
 
 

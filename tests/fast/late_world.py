@@ -19,7 +19,7 @@ from torch import Tensor
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
 from claa_sglang.forward.late_pass import LatePass
-from claa_sglang.forward.ranks import OneRank, Ranks
+from claa_sglang.forward.ranks import Ranks
 from claa_sglang.kernels import naive
 from claa_sglang.memory.admission import LateRows
 from claa_sglang.memory.boundary import BoundaryStore
@@ -110,7 +110,7 @@ class World:
         self.rows = list(range(1, STRIDE))
         self.rankings: list[Tensor] = []  # of the last forward, one a request and prune
         self.ranked = lambda ranking: ranking
-        self.ranks: Ranks = OneRank()
+        self.ranks: Ranks | None = None
         self.prepared: list[tuple[Any, int]] = []
         # Of the last forward: layer -> row of the stock table -> tokens its attention could read.
         self.read: dict[int, dict[int, list[tuple[int, int]]]] = {}

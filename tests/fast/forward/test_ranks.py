@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from claa_sglang.forward.ranks import OneRank, RankFailed, RanksDiffer
+from claa_sglang.forward.ranks import RankFailed, RanksDiffer
 from claa_sglang.forward.scorers import KernelScorer, Scored, Scorer, TorchScorer, in_kernels
 from claa_sglang.kernels import fold, window_attention
 from claa_sglang.ranking import rankers, spec
@@ -44,9 +44,10 @@ def layers(count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def score(scorer: Scorer, given: list[tuple[Tensor, Tensor]], ranks: Any) -> None:
-    """Every layer, of the heads that this rank has."""
+    """Every layer, of the heads that this rank has; of all, without ranks."""
+    size, rank = (ranks.size, ranks.rank) if ranks else (1, 0)
     for queries, keys in given:
-        own = [x.chunk(ranks.size, dim=1)[getattr(ranks, "rank", 0)].contiguous() for x in (queries, keys)]
+        own = [x.chunk(size, dim=1)[rank].contiguous() for x in (queries, keys)]
         scorer.score(*own, 0.25)
 
 
@@ -57,11 +58,11 @@ def test_ranks_of_some_heads_rank_as_one_that_has_all() -> None:
     def rank(ranks: Any) -> list[Tensor]:
         scorer = TorchScorer([scored(i, name) for i, name in enumerate(NAMES)], table, CONFIG)
         score(scorer, given, ranks)
-        if ranks.size > 1:
+        if ranks:
             scorer.merge(ranks)
         return [scorer.ranking(i) for i in range(len(NAMES))]
 
-    whole = rank(OneRank())
+    whole = rank(None)
     for size in (2, 4):
         first, *others = on_ranks(size, rank)
         for other in others:
@@ -92,7 +93,7 @@ def test_so_do_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return [parts[ranks.rank].ranking(i) for i in range(2)]
 
     first, second = on_ranks(2, rank)
-    whole = scorer(OneRank())
+    whole = scorer(None)
     for i in range(2):
         assert torch.equal(first[i], second[i])
         torch.testing.assert_close(first[i], whole.ranking(i), rtol=1e-5, atol=1e-5)
@@ -129,7 +130,7 @@ def world_of(ranks: Any, steps: Any) -> World:
 @pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
 def test_ranks_keep_what_one_keeps(steps: Any) -> None:
     def run(ranks: Any) -> list[list[list[int]]]:
-        world = World(steps) if ranks.size == 1 else world_of(ranks, steps)
+        world = world_of(ranks, steps) if ranks else World(steps)
         requests = [world.add(text=1, prompt=40), world.add(text=2, prompt=23)]
         dense = world.add(text=3, prompt=9, pruned=False)
         world.extend([(requests[0], 16), (dense, 9)])
@@ -137,7 +138,7 @@ def test_ranks_keep_what_one_keeps(steps: Any) -> None:
         world.decode([*requests, dense])
         return [kept(request) for request in requests]
 
-    assert on_ranks(2, run) == [run(OneRank())] * 2
+    assert on_ranks(2, run) == [run(None)] * 2
 
 
 def test_a_request_that_fails_on_one_rank_fails_on_all_and_alone() -> None:

@@ -165,6 +165,64 @@ def test_after_a_failure_dense_rows_go_on_and_are_seen_once_more_at_most(
     assert world.seen == [*before, *((i, 12) for i in range(failing, LAYERS))]
 
 
+class Met:
+    """Two ranks, of which the other one does what this one does. fails: whether it fails at first. log: of calls."""
+
+    size, checked = 2, False
+
+    def __init__(self, fails: bool) -> None:
+        self._fails = fails
+        self.log: list[str] = []
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        self.log.append("gather")
+        return [values, values]
+
+    def any_of(self, flags: list[bool]) -> list[bool]:
+        self.log.append("any_of")
+        failed, self._fails = self._fails or flags[0], False
+        return [failed, *flags[1:]]
+
+
+def on_ranks(fails: bool = False) -> tuple[ModuleWorld, Request, Request]:
+    world = ModuleWorld(ONE_STEP)
+    world.ranks = Met(fails)  # type: ignore[assignment]
+    return world, world.add(text=1, prompt=20), world.add(text=2, prompt=12, pruned=False)
+
+
+@pytest.mark.parametrize("attribute", ["store", "load"])
+def test_scores_are_exchanged_before_anything_that_may_fail(attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the other rank would wait for them, and this one for its failures."""
+    world, pruned, dense = on_ranks()
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("planted")
+
+    if attribute == "load":
+        world.extend([(pruned, 12)])
+    monkeypatch.setattr(world.stores[0], attribute, fail)
+    out = world.extend([(pruned, pruned.total - pruned.length), (dense, 12)])
+    assert world.ranks.log[-3:] == ["gather", "any_of", "any_of"]  # type: ignore[union-attr]
+    assert "planted" in pruned.state.progress.error
+    assert out[dense].tolist() == [[2, p, LAYERS] for p in range(12)]
+
+
+def test_what_fails_on_the_other_rank_ends_the_pruned_requests_here() -> None:
+    world, pruned, dense = on_ranks(fails=True)
+    out = world.extend([(pruned, 20), (dense, 12)])
+    assert "RankFailed" in pruned.state.progress.error and dense.state.progress.error is None
+    assert out[dense].tolist() == [[2, p, LAYERS] for p in range(12)]
+
+
+def test_a_failure_in_a_layer_of_several_ranks_is_sglangs() -> None:
+    """The other ranks wait for this one in a reduction: nothing can go on."""
+    world, pruned, dense = on_ranks()
+    world.fails = lambda layer, batch: layer == 4
+    with pytest.raises(RuntimeError, match="planted"):
+        world.extend([(pruned, 20), (dense, 12)])
+    assert pruned.state.progress.error is None
+
+
 class Counted(nn.Module):
     """A decoder layer that adds 1, and counts its runs."""
 

@@ -17,8 +17,8 @@ from sglang.srt.runtime_context import get_parallel
 from claa_sglang.finishing.finishing import QUIET, Finishing
 from claa_sglang.finishing.queue import Prefix
 from claa_sglang.patches import attached, ranks
-from claa_sglang.patches.policy import of_first_rank
-from claa_sglang.policy.cost import Constants, GivenCosts
+from claa_sglang.patches.policy import LivePolicy, of_first_rank
+from claa_sglang.policy.cost import Constants, CostModel, GivenCosts
 from claa_sglang.policy.decided import Decided
 
 RANKS = 2
@@ -76,17 +76,19 @@ class OneRanksScheduler:
         self.now = 0.0
         self.req_to_token_pool = SimpleNamespace()
         self.finishing = attached.finishing.hang(self.req_to_token_pool, Finishing(clock=lambda: self.now))
-        self.learned = OLD
-        self.live = SimpleNamespace(
-            policy=SimpleNamespace(cost=GivenCosts(OLD)),
-            news=lambda: None if self.learned == self.live.policy.cost.constants else self.learned,
-            adopt=lambda constants: setattr(self.live.policy, "cost", GivenCosts(constants)),
-        )
+        self.live = LivePolicy.__new__(LivePolicy)  # one that measures costs a model
+        self.live._learned = CostModel(OLD)
+        self.live.timer = SimpleNamespace(collect=lambda: None)  # type: ignore[assignment]
+        self.live.policy = SimpleNamespace(cost=GivenCosts(OLD))  # type: ignore[assignment]
         attached.policy.hang(self.req_to_token_pool, self.live)
         self.forward_ct, self.idle = 7, True
 
     def is_fully_idle(self) -> bool:
         return self.idle
+
+    def measures(self, constants: Constants) -> None:
+        """Once the next steps were looked at."""
+        self.live.timer = SimpleNamespace(collect=lambda: setattr(self.live, "_learned", CostModel(constants)))  # type: ignore[assignment]
 
     def wait(self) -> None:
         self.now += 2 * QUIET
@@ -100,10 +102,10 @@ def parallel() -> Iterator[Any]:
 
 def test_all_ranks_choose_by_what_the_first_measured() -> None:
     first, second = OneRanksScheduler(), OneRanksScheduler()
-    second.learned = Constants(9.0, 9.0, 9.0, 9.0, 9.0)  # what it measures itself does not count
+    second.measures(Constants(9.0, 9.0, 9.0, 9.0, 9.0))  # what it measures itself does not count
     request, abort = object(), object()
     assert ranks.decide([abort], first) == [abort]
-    first.learned = NEW
+    first.measures(NEW)
     sent = ranks.decide([abort], first)
     assert sent == [abort, Decided(constants=NEW)]
     assert ranks.decide([], first) == [Decided(constants=NEW)]  # until it was heard
@@ -113,6 +115,17 @@ def test_all_ranks_choose_by_what_the_first_measured() -> None:
         assert heard == [request, abort]
         assert scheduler.live.policy.cost.constants == NEW
     assert ranks.decide([], first) == []
+    second.live.learn()  # where a request is decided on: it still goes by what it heard
+    assert second.live.policy.cost.constants == NEW
+
+
+def test_a_rank_that_is_the_only_one_learns_as_it_decides() -> None:
+    alone = OneRanksScheduler()
+    alone.live.policy.cost = alone.live._learned
+    collected: list[None] = []
+    alone.live.timer = SimpleNamespace(collect=lambda: collected.append(None))  # type: ignore[assignment]
+    alone.live.learn()
+    assert len(collected) == 1
 
 
 def test_a_step_of_finishing_is_granted_to_all_ranks_once() -> None:
@@ -139,9 +152,11 @@ def test_a_step_of_finishing_is_granted_to_all_ranks_once() -> None:
 
 def test_a_model_on_one_rank_exchanges_nothing(parallel: Any) -> None:
     scheduler = OneRanksScheduler()
-    scheduler.learned = NEW
+    scheduler.measures(NEW)
     with parallel().override(attn_tp_group=SimpleNamespace(world_size=1)):
-        assert ranks.decide([], scheduler) == [] and ranks.model_ranks().size == 1
+        assert ranks.decide([], scheduler) == [] and ranks.model_ranks() is None
     with envs.SGLANG_CHECK_KV_PAGE_INVARIANTS.override(True):
-        assert ranks.model_ranks().size == RANKS and ranks.model_ranks().checked
-    assert not ranks.model_ranks().checked
+        found = ranks.model_ranks()
+    assert found is not None and found.size == RANKS and found.checked
+    found = ranks.model_ranks()
+    assert found is not None and not found.checked
