@@ -171,10 +171,14 @@ def mixed(lab: Lab, tokens: int) -> Samples:
 
 
 def decode(lab: Lab, tokens: int) -> Samples:
-    """Time per output token of a batch, all of it decoding. Its prompts are the same in every round, and cached."""
+    """Time per output token of a batch, all of it decoding. Its prompts are the same in every round, and cached.
+
+    They stay pruned where the server finishes prefixes, for scenarios with pauses in the same run.
+    """
     prompts = [lab.prompt(tokens, f"decode {tokens} {index}") for index in range(lab.settings.decode_batch)]
 
     def ask(engine: EngineProcess, claa: Options) -> dict[str, float]:
+        claa = claa and {**claa, "finish": False}
         answers = engine.run(*(Request(input_ids=p, new_tokens=DECODE_TOKENS, claa=claa) for p in prompts))
         for answer in answers:
             check(answer, claa, cached=None)
