@@ -1,15 +1,18 @@
 """Every attention backend: the same answers as dense, decode graphs as eager, no host wait that dense lacks.
 
     python -m benchmarks.backends [--backends fa3 …] [--answers-only] [--schedule 15:0.4,23:0.15] [--out FILE]
+    python -m benchmarks.backends --backends fa3:64 trtllm_mha:64 fa3+flashinfer fa3:1:fp8_e4m3
 
-Each backend in a process of its own, with two engines one after the other, in bf16, `--claa-policy always` and SGLang's
-default CUDA graphs, but decode graphs for batches of up to four requests, so that larger batches run eagerly.
+A backend is named with its page size and KV type where they are not the defaults: `fa3:64:fp8_e4m3`. Two that are
+joined by a plus sign prefill and decode. Each runs in a process of its own, with two engines one after the other, in
+bf16, `--claa-policy always` and SGLang's default CUDA graphs, but decode graphs for batches of up to four requests, so
+that larger batches run eagerly.
 
 With SmolLM2's weights (checks/answers.py):
 
 - *keep 1*: log probabilities of some token ids, for the first tokens of prompts within a chunk and of several chunks
   (with a late prefill of several parts), pruned at keep rate 1 against dense. Their largest difference must not exceed
-  the largest between two backends, both dense: SGLang's own noise.
+  the largest between two backends of the same KV type, both dense: SGLang's own noise.
 - *graphs*: prompts at a low keep rate, decoded by graphs in fours and eagerly in eights, and mixed with dense ones.
   Two ways may choose different tokens only where the first two choices are closer than that noise can move them.
 
@@ -28,13 +31,14 @@ import json
 import multiprocessing
 import sys
 import tempfile
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
 from multiprocessing.synchronize import Lock
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -49,21 +53,22 @@ ROOT = Path(__file__).resolve().parent.parent
 GPU_BACKENDS, CPU_BACKENDS = attention_backends.of_device("cuda"), attention_backends.of_device("cpu")
 CPU_ENGINE = {**CPU_OPTIONS, "dtype": "float32"}
 OWN_SHARE = 0.01  # of TTFT, at most
+AUTO = "auto"  # the KV type of the model
 
 
 def main() -> int:
     """Run, print, write; the exit status is 1 when something is not as it must be."""
     args = parse_args()
     gpu = enter_device()
-    args.backends = args.backends or list(GPU_BACKENDS if gpu else CPU_BACKENDS)
+    args.backends = args.backends or [Way.read(name) for name in (GPU_BACKENDS if gpu else CPU_BACKENDS)]
     model = str(args.model or small_model.prepare(ROOT / small_model.DEFAULT_DIR))
     with tempfile.TemporaryDirectory() as home:
         shape = str(shapes.write(args.shape, Path(home))) if gpu and not args.answers_only else None
         results = run_all(args.backends, model, shape, args.schedule)
-    limit = noise(results)
-    failures = verdict(results, limit, steps=len(args.schedule.split(",")) if args.schedule else 1)
+    limits = noise(results)
+    failures = verdict(results, limits, steps=len(args.schedule.split(",")) if args.schedule else 1)
     print_tables(results)
-    write(args, results, limit, failures, gpu or "CPU engine")
+    write(args, results, limits, failures, gpu or "CPU engine")
     for failure in failures:
         print("FAILED:", failure)
     return int(bool(failures))
@@ -73,14 +78,48 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.backends", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a checkpoint whose answers are compared (default: SmolLM2)")
     parser.add_argument("--shape", choices=shapes.SHAPES, default="llama-3.1-8b", help="traced; default: %(default)s")
-    parser.add_argument("--backends", nargs="+", choices=[*GPU_BACKENDS, *CPU_BACKENDS], help="default: all")
+    parser.add_argument(
+        "--backends", nargs="+", type=Way.read, metavar="NAME[+NAME][:PAGE[:KV TYPE]]", help="default: all"
+    )
     parser.add_argument("--answers-only", action="store_true", help="trace nothing; as on the CPU engine")
     parser.add_argument("--schedule", help="prune steps, as --claa-schedule reads them; default: one step")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "backends.json")
     return parser.parse_args()
 
 
-def run_all(backends: list[str], model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
+class Way(NamedTuple):
+    """How attention is computed: backends of prefill and decode, tokens of a page (0: SGLang's choice), KV type."""
+
+    prefill: str
+    decode: str
+    page: int = 0
+    kv: str = AUTO
+
+    @classmethod
+    def read(cls, text: str) -> Way:
+        """As the command line has it. Raises argparse.ArgumentTypeError."""
+        names, page, kv, *more = [*text.split(":"), "", ""][: max(3, text.count(":") + 1)]
+        prefill, _, decode = names.partition("+")
+        if unknown := {prefill, decode or prefill} - {*GPU_BACKENDS, *CPU_BACKENDS}:
+            raise argparse.ArgumentTypeError(f"{text}: no backend {', '.join(sorted(unknown))}")
+        if more or not (page or "0").isdecimal():
+            raise argparse.ArgumentTypeError(f"{text}: must be NAME[+NAME][:PAGE[:KV TYPE]]")
+        return cls(prefill, decode or prefill, int(page or 0), kv or AUTO)
+
+    def __str__(self) -> str:
+        names = self.prefill if self.decode == self.prefill else f"{self.prefill}+{self.decode}"
+        page = f":{self.page}" if self.page or self.kv != AUTO else ""
+        return names + page + (f":{self.kv}" if self.kv != AUTO else "")
+
+    def options(self) -> dict[str, Any]:
+        """Of an engine."""
+        found: dict[str, Any] = {"prefill_attention_backend": self.prefill, "decode_attention_backend": self.decode}
+        if self.prefill == self.decode:
+            found = {"attention_backend": self.prefill}
+        return found | ({"page_size": self.page} if self.page else {}) | {"kv_cache_dtype": self.kv}
+
+
+def run_all(backends: list[Way], model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
     """Results by backend; of one that failed, or whose process died, `error`."""
     context, results = multiprocessing.get_context("spawn"), {}
     alone = context.Lock()
@@ -90,14 +129,12 @@ def run_all(backends: list[str], model: str, shape: str | None, schedule: str | 
             stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_share, initargs=(alone,)))
             for _ in backends
         ]
-        started = [
-            pool.submit(measure, name, model, shape, schedule) for pool, name in zip(pools, backends, strict=True)
-        ]
-        for name, work in zip(backends, started, strict=True):
+        started = [pool.submit(measure, way, model, shape, schedule) for pool, way in zip(pools, backends, strict=True)]
+        for way, work in zip(backends, started, strict=True):
             try:
-                results[name] = work.result()
+                results[str(way)] = work.result()
             except Exception as error:  # noqa: BLE001 - the other backends still count
-                results[name] = {"error": f"{type(error).__name__}: {error}"}
+                results[str(way)] = {"error": f"{type(error).__name__}: {error}"}
     return results
 
 
@@ -110,10 +147,10 @@ def _share(alone: Lock) -> None:
     _alone = alone
 
 
-def measure(name: str, model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
+def measure(way: Way, model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
     """Everything of one backend. shape: None for no trace."""
-    own = CPU_ENGINE if name in CPU_BACKENDS else {}
-    with engine_of(name, schedule, {"model_path": model, **answers.OPTIONS, **own}) as engine:
+    name, own = str(way), CPU_ENGINE if way.prefill in CPU_BACKENDS else {}
+    with engine_of(way, schedule, {"model_path": model, **answers.OPTIONS, **own}) as engine:
         found: dict[str, Any] = {"keep 1": answers.keep_one(engine), "graphs": answers.decoding(engine)}
         difference = answers.largest(found["keep 1"]["dense"], found["keep 1"]["keep 1"])
         say(name, f"keep 1 - dense: {difference:.2g}; equal tokens: {found['keep 1']['tokens']}")
@@ -121,11 +158,12 @@ def measure(name: str, model: str, shape: str | None, schedule: str | None) -> d
             say(name, f"{way}: {apart}")
         # The first engine of a machine compiles the kernels.
         found["startup seconds, first engine"] = engine.get_server_info()["claa"]["startup_parts"]
+        found["KV type"] = way.kv
         found["late slots held"] = engine.get_server_info()["claa"]["late_slots"]["held"]
     found["prefill"] = {}
     if shape is None:
         return found
-    with engine_of(name, schedule, {"model_path": shape, **shapes.RANDOM_WEIGHTS, **prefill.OPTIONS}) as engine, _alone:
+    with engine_of(way, schedule, {"model_path": shape, **shapes.RANDOM_WEIGHTS, **prefill.OPTIONS}) as engine, _alone:
         for length in prefill.LENGTHS:
             found["prefill"][str(length)] = prefill.measure(engine, length)
             for kind, seen in found["prefill"][str(length)].items():
@@ -135,11 +173,11 @@ def measure(name: str, model: str, shape: str | None, schedule: str | None) -> d
 
 
 @contextlib.contextmanager
-def engine_of(name: str, schedule: str | None, options: dict[str, Any]) -> Any:
+def engine_of(way: Way, schedule: str | None, options: dict[str, Any]) -> Any:
     """An engine with this attention backend, shut down at the end."""
-    own = {"attention_backend": name, "claa_schedule": schedule, "random_seed": 1, "log_level": "warning"}
+    own = {"claa_schedule": schedule, "random_seed": 1, "log_level": "warning", **way.options()}
     with running({**options, **own}) as (engine, seconds):
-        say(name, f"started in {seconds:.0f} s")
+        say(str(way), f"started in {seconds:.0f} s")
         yield engine
 
 
@@ -150,22 +188,26 @@ def say(name: str, text: str) -> None:
 # --- verdict ------------------------------------------------------------------------------------------------------
 
 
-def noise(results: dict[str, Any]) -> float | None:
-    """Largest difference between two backends, both dense; None with fewer than two."""
-    dense = [found["keep 1"]["dense"] for found in results.values() if "error" not in found]
-    return max((answers.largest(a, b) for a, b in combinations(dense, 2)), default=None)
+def noise(results: dict[str, Any]) -> dict[str, float]:
+    """Largest difference between two backends, both dense, of each KV type that two or more have."""
+    dense: dict[str, list[Any]] = defaultdict(list)
+    for found in results.values():
+        if "error" not in found:
+            dense[found["KV type"]].append(found["keep 1"]["dense"])
+    pairs = {kv: [answers.largest(a, b) for a, b in combinations(tables, 2)] for kv, tables in dense.items()}
+    return {kv: max(differences) for kv, differences in pairs.items() if differences}
 
 
-def verdict(results: dict[str, Any], limit: float | None, steps: int = 1) -> list[str]:
-    """What is not as it must be, in words. limit: what `noise` says; steps: prunes."""
+def verdict(results: dict[str, Any], limits: dict[str, float], steps: int = 1) -> list[str]:
+    """What is not as it must be, in words. limits: what `noise` says; steps: prunes."""
     failures = []
-    if limit == 0:
+    if 0 in limits.values():
         failures.append("two backends never differ: these answers do not depend on attention, and show nothing")
     for name, found in results.items():
         if "error" in found:
             failures.append(f"{name}: {found['error']}")
             continue
-        if limit is not None:
+        if (limit := limits.get(found["KV type"])) is not None:
             failures += [f"{name}: {text}" for text in beyond(found, limit)]
         if found["late slots held"]:
             failures.append(f"{name}: {found['late slots held']} late slots held at the end")
@@ -204,7 +246,9 @@ def print_tables(results: dict[str, Any]) -> None:
             continue
         dense = found["keep 1"]["dense"]
         others = [
-            answers.largest(dense, o["keep 1"]["dense"]) for n, o in results.items() if n != name and "error" not in o
+            answers.largest(dense, other["keep 1"]["dense"])
+            for another, other in results.items()
+            if another != name and "error" not in other and other["KV type"] == found["KV type"]
         ]
         traced = found["prefill"].items()
         table.add_row(
@@ -223,7 +267,7 @@ def print_tables(results: dict[str, Any]) -> None:
 
 
 def write(
-    args: argparse.Namespace, results: dict[str, Any], limit: float | None, failures: list[str], device: str
+    args: argparse.Namespace, results: dict[str, Any], limits: dict[str, float], failures: list[str], device: str
 ) -> None:
     for found in results.values():
         if "error" not in found:
@@ -244,7 +288,7 @@ def write(
         if any(found.get("prefill") for found in results.values())
         else None,
         "versions": {name: version(name) for name in ("claa-sglang", "sglang", "torch", "triton")},
-        "largest difference of two backends, both dense": limit,
+        "largest difference of two backends, both dense": limits,
         "failures": failures,
         "backends": results,
     }

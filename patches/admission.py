@@ -7,7 +7,7 @@ from typing import Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult, PrefillAdder
 
-from claa_sglang.memory.admission import LateRows, chunk_len, late_prefill_len
+from claa_sglang.memory.admission import LateRows, chunk_len
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
@@ -39,6 +39,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
     config = config_of(scheduler.server_args)
     window = config.window
     slots = late_slots_of(scheduler.req_to_token_pool)
+    pages = slots.pages
 
     class ClaaPrefillAdder(base):
         """Fills one prefill step. Only one request may leave a step unfinished, as in stock."""
@@ -55,18 +56,19 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
 
         def _get_running_request_total_token_offset(self, req: Any) -> int:
             offset = super()._get_running_request_total_token_offset(req)
-            return offset if pruned_state(req) is None else 2 * offset
+            state = pruned_state(req)
+            return offset if state is None else (1 + pages.late_rows(state)) * offset
 
         def _request_slot_reserve_for_req(self, req: Any, *, extend_input_len: int | None = None) -> int:
             reserve = super()._request_slot_reserve_for_req(req, extend_input_len=extend_input_len)
             state = pruned_state(req)
             if state is None or slots.reserved(req.kv.req_pool_idx):
                 return reserve
-            return reserve + late_prefill_len(state, len(req.output_ids)) + new_tokens(req)
+            return reserve + sum(pages.late_slots(state, len(req.output_ids) + new_tokens(req)))
 
         def _promise_rest(self, req: Any, slots_per_new_token: int) -> None:
             """Charge what a prompt that was cut still needs, so that nobody admitted beside it takes it."""
-            rest = prefill_len(req) - req.extend_end
+            rest = pages.round_up(prefill_len(req) - req.extend_end)
             self.memory_budget.total_offset += rest + slots_per_new_token * new_tokens(req)
 
         # --- rows ---
@@ -75,14 +77,14 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             length = super().floor_chunked_tokens(trunc_len, remaining)
             if self._current is None or trunc_len >= remaining:
                 return length
-            return chunk_len(length, remaining, window)
+            return chunk_len(length, remaining, window, pages)
 
         def _select_prefill_admission(self, req: Any, **kwargs: Any) -> Any:
             admission = super()._select_prefill_admission(req, **kwargs)
             if isinstance(admission, AddReqResult) or not admission.is_chunked or self._current is None:
                 return admission
             remaining = prefill_len(req) - admission.prefix_len
-            length = chunk_len(admission.extend_len, remaining, window)
+            length = chunk_len(admission.extend_len, remaining, window, pages)
             return dataclasses.replace(admission, extend_len=length) if length else AddReqResult.OTHER
 
         def _completes(self, req: Any) -> bool:
@@ -100,7 +102,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             self._current = None if state is None else req
             # Running requests may have taken what was promised to this one: it waits until they give it back, instead
             # of failing in the allocator. With nothing running it has the pool, which holds it.
-            room = int(self.cur_rem_tokens) - self.per_req_token_overhead
+            room = pages.round_down(int(self.cur_rem_tokens) - self.per_req_token_overhead)
             self.chunked_req_limit = room if self.chunked_req_limit is None else min(self.chunked_req_limit, room)
             budget = self.memory_budget.available_chunk_tokens(self.rem_chunk_tokens)
             if budget is None or self._next_chunk(req, min(budget, self.chunked_req_limit)) <= 0:
@@ -109,12 +111,11 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             left = super().add_chunked_req(req)
             if state is None:
                 self._late.take(req.extend_len)
-                return left
-            if not self._completes(req):
-                self._promise_rest(req, slots_per_new_token=2)
+            elif not self._completes(req):
+                self._promise_rest(req, slots_per_new_token=1 + pages.late_rows(state))
             else:
                 # Stock has charged the output's early slots, and the prompt's late slots are taken.
-                self.memory_budget.total_offset += new_tokens(req)
+                self.memory_budget.total_offset += pages.late_rows(state) * new_tokens(req)
                 left = None if self._late.advance(state, len(req.output_ids)) else req
             if left is not None:
                 self._finish_step()
@@ -123,7 +124,9 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
         def _next_chunk(self, req: Any, budget: int) -> int:
             """Length of a request's next chunk if the step has `budget` tokens for it; below 1: it must wait."""
             remaining = prefill_len(req) - req.prefix_len
-            return min(budget, remaining) if pruned_state(req) is None else chunk_len(budget, remaining, window)
+            if pruned_state(req) is None:
+                return min(budget, remaining)
+            return chunk_len(budget, remaining, window, pages)
 
         # --- requests from the queue ---
 
@@ -173,9 +176,13 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             result = super().add_one_req(req, has_chunked_req, truncation_align_size)
             if hidden:
                 self.rem_chunk_tokens += hidden
-            if len(self.can_run_list) > before:
-                self._late.take(req.extend_len)
-            return result
+            if len(self.can_run_list) == before:
+                return result
+            self._late.take(req.extend_len)
+            if self._completes(req):
+                return result
+            self._finish_step()  # cut at a page, it leaves tokens of the step that nobody may be cut in
+            return self.budget_state() if result is AddReqResult.CONTINUE else result
 
     return ClaaPrefillAdder
 

@@ -96,7 +96,15 @@ class ClaaAttnBackend(AttentionBackend):
         self.early.init_forward_metadata(forward_batch)
         plan: BatchPlan | None = plan_of(forward_batch)
         if plan is not None:
-            self.active = LatePass(plan, forward_batch, self.slots.table, self.config, self._prepare_view, self._ranks)
+            self.active = LatePass(
+                plan,
+                forward_batch,
+                self.slots.table,
+                self.config,
+                self._prepare_view,
+                self._ranks,
+                shared=self.slots.pages.are_shared,
+            )
 
     def _prepare_view(self, view: Any, level: int) -> None:
         translator = self._translators[level - 1]

@@ -1,4 +1,4 @@
-"""What fits the pool: a pruned request's output takes two slots a token, early and late."""
+"""What fits the pool: a pruned request's output takes an early and a late slot a token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from claa_sglang.memory.admission import max_new_tokens
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.requests import make_dense, pruned_state
 
 
@@ -18,15 +19,20 @@ def check_decode_capacity(
     requests: Any = None,
     spec_algorithm: Any = None,
 ) -> bool:
-    """AROUND: the next decode step takes a late slot more for every pruned request; too few lead to retraction."""
-    late = sum(pruned_state(req) is not None for req in requests or ())
+    """AROUND: the next decode step takes a late slot more for every pruned request, or the page it begins; too few lead
+    to retraction."""
+    late = 0
+    if requests and tree_cache is not None:
+        slots = late_slots_of(tree_cache.req_to_token_pool)
+        late = sum(slots.need_of_next_token(req.kv.req_pool_idx) for req in requests if req.kv.holds_kv)
     return original(
         self, num_tokens=num_tokens + late, tree_cache=tree_cache, requests=requests, spec_algorithm=spec_algorithm
     )
 
 
 def limit_new_tokens(original: Any, self: Any, req: Any) -> Any:
-    """AROUND `init_req_max_new_tokens`, which cuts an output to what fits beside the prompt: pruned, it must fit twice.
+    """AROUND `init_req_max_new_tokens`, which cuts an output to what fits beside the prompt: pruned, it must fit early
+    and late.
 
     An output of a given length that fits a dense request alone is not cut: the request runs dense. So does a prompt
     that does not fit with its late slots. What does not fit dense either is stock's to refuse.
@@ -37,10 +43,11 @@ def limit_new_tokens(original: Any, self: Any, req: Any) -> Any:
     if state is None:
         return result
     params = req.sampling_params
-    capacity, limit = self.max_total_num_tokens, max_new_tokens(self.max_total_num_tokens, state)
+    capacity, pages = self.max_total_num_tokens, late_slots_of(self.req_to_token_pool).pages
+    limit = max_new_tokens(capacity, state, pages)
     if limit < 1 or (asked is not None and limit < params.max_new_tokens):
-        prompt = state.plan.prompt_tokens + state.plan.kept_counts[0]
-        need = prompt if limit < 1 else prompt + 2 * params.max_new_tokens
+        behind = 0 if limit < 1 else params.max_new_tokens
+        need = pages.round_up(state.plan.prompt_tokens + behind) + sum(pages.late_slots(state, behind))
         make_dense(req, f"needs {need} early and late KV slots of a pool of {capacity}")
         return result
     state.decision.dense_new_tokens = params.max_new_tokens, params.min_new_tokens
@@ -56,7 +63,7 @@ HOOKS = (
         "around",
         limit_new_tokens,
         "scheduler",
-        "A generated token of a pruned request takes two slots.",
+        "A generated token of a pruned request takes an early and a late slot.",
     ),
     Hook(
         "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.check_decode_capacity",

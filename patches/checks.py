@@ -57,7 +57,7 @@ def take_census(result: Any, self: Any) -> Any:
         census.wrote(slots, LATE)
     tree = self.tree_cache.all_values_flatten() if self.tree_cache.supports_prefix_sharing() else None
     owned = [
-        Owned("the free list", self.token_to_kv_pool_allocator.get_all_free_pages()),
+        Owned("the free list", free_slots(self.token_to_kv_pool_allocator)),
         *([] if tree is None else [Owned("the prefix cache", tree.to(census.device))]),
         *late,
         *(Owned(f"request {req.rid}", row[req.kv.cache_protected_len :]) for req, row in _rows(self)),
@@ -66,6 +66,13 @@ def take_census(result: Any, self: Any) -> Any:
     problems = census.shared(owned) + census.strangers(reads)
     assert not problems, "CLAA census: " + "; ".join(problems)
     return result
+
+
+def free_slots(allocator: Any) -> torch.Tensor:
+    """Every slot of the free list's pages: int64."""
+    pages = allocator.get_all_free_pages()
+    within = torch.arange(allocator.page_size, device=pages.device)
+    return (pages[:, None] * allocator.page_size + within).flatten()
 
 
 def note_dense(pool: Any, pruned: torch.Tensor, dense: torch.Tensor, start: int) -> None:
@@ -96,7 +103,10 @@ def _rows(checker: Any) -> Iterator[tuple[Any, torch.Tensor]]:
 def _census(pool: Any) -> SlotCensus:
     census = attached.census.find(pool)
     if census is None:
-        census = attached.census.hang(pool, SlotCensus(late_slots_of(pool).total, pool.req_to_token.device))
+        slots = late_slots_of(pool)
+        # Page 0 is not handed out.
+        last = slots.total + slots.pages.size - 1
+        census = attached.census.hang(pool, SlotCensus(last, pool.req_to_token.device))
     return census
 
 

@@ -1,7 +1,7 @@
 """Answer first, finish later: while nothing runs, the late layers of dropped tokens are computed, prefix by prefix.
 
 A step is one prefill forward of a request of our own: pruned, keep rate 1, over the first `end` tokens of a prefix
-that a pruned request left in the prefix cache. Its early layers would see one token, whose KV and boundary state are
+that a pruned request left in the prefix cache. Its early layers would see one page, whose KV and boundary states are
 copied from the cache, so they are left out; its late layers see tokens [start, end), from their boundary states, over
 the late KV of [0, start), which is dense and in the cache already. So a step computes what the last parts of any late
 prefill compute (`late_prefill.py`), bit for bit, and no state is kept from one step to the next: each looks up both
@@ -28,6 +28,7 @@ from torch import Tensor
 from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.finishing.queue import Prefix
 from claa_sglang.finishing.step_size import step_tokens
+from claa_sglang.memory.pages import Pages
 from claa_sglang.patches import attached
 from claa_sglang.patches.checks import note_dense
 from claa_sglang.patches.hooks import Hook
@@ -124,13 +125,14 @@ def _step(scheduler: Any, finishing: Finishing, prefix: Prefix) -> bool:
     live = live_policy(scheduler.req_to_token_pool)
     assert live is not None  # the model is loaded: requests ran
     chunk = scheduler.chunked_prefill_size or NO_CHUNK
-    count = step_tokens(config, live.policy.cost, dense.tokens, left, chunk)
-    # One slot more for the last token, which the forward has a row for. Eviction takes the least recently used, so it
+    pages = Pages(tree.page_size)
+    count = pages.round_up(step_tokens(config, live.policy.cost, dense.tokens, left, chunk))
+    # One page more for the last one, which the forward has rows for. Eviction takes the least recently used, so it
     # reaches this prefix, which looking up does not touch, only when nothing older is left.
-    evict_from_tree_cache(tree, count + 1)
+    evict_from_tree_cache(tree, count + pages.size)
     pruned, dense = _cached(tree, prefix, is_dense=False), _cached(tree, prefix, is_dense=True)
     end = dense.tokens + count
-    if scheduler.token_to_kv_pool_allocator.available_size() <= count or pruned.tokens < end:
+    if scheduler.token_to_kv_pool_allocator.available_size() < count + pages.size or pruned.tokens < end:
         _note(finishing, prefix, dense.tokens)
         _drop(finishing, prefix)
         return False
@@ -185,7 +187,7 @@ def _compute(scheduler: Any, prefix: Prefix, pruned: Cached, dense: Cached, slot
             buffer.index_copy_(0, slots, buffer.index_select(0, before[start:]))
     state = RequestState.pruned_request(RequestOptions(keep_rate=1.0, policy="always"), config, end)
     state.progress.late_spans = [(start, end)] * len(state.plan.steps)
-    state.progress.last_slot, state.progress.borrowed = before[-1:], after
+    state.progress.last_slots, state.progress.borrowed = before[-tree.page_size :], after
     req = _request(scheduler, prefix, pruned, end, state)
     try:
         batch = ScheduleBatch.init_new(
@@ -209,7 +211,7 @@ def _compute(scheduler: Any, prefix: Prefix, pruned: Cached, dense: Cached, slot
 
 
 def _request(scheduler: Any, prefix: Prefix, pruned: Cached, end: int, state: RequestState) -> Req:
-    """A request whose prefill has its last token left: what admission would have made of it."""
+    """A request whose prefill has its last page left: what admission would have made of it."""
     key, salt = prefix.key
     params = SamplingParams(max_new_tokens=0, temperature=0.0)
     params.normalize(None)
@@ -224,8 +226,10 @@ def _request(scheduler: Any, prefix: Prefix, pruned: Cached, end: int, state: Re
     )
     attached.state.hang(req, state)
     req.refresh_fill_ids()
-    req.last_node, req.prefix_len, req.extend_end = pruned.node, end - 1, end
-    req.kv.cache_protected_len = end - 1
+    assert state.progress.last_slots is not None
+    start = end - len(state.progress.last_slots)
+    req.last_node, req.prefix_len, req.extend_end = pruned.node, start, end
+    req.kv.cache_protected_len = start
     return req
 
 

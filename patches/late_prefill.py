@@ -2,10 +2,10 @@
 
 SGLang lets a request take several steps through its *chunks*. A late prefill that is longer than a chunk uses that: the
 step that runs the last tokens through the early layers ranks the prompt and computes a first part of the late layers.
-On record, its chunk ended one token earlier. So the request stays the one that SGLang keeps between chunks, its next
-step is the last token once more with the next part, and the step with the last part ends the prompt. What the early
-layers compute of that token again is thrown away, as one row rounds otherwise than a row among many: its KV and its
-boundary state are copied from the slot it had, which late slots own meanwhile.
+On record, its chunk ended where its last page begins: one token earlier with pages of one token. So the request stays
+the one that SGLang keeps between chunks, its next step is that page once more with the next part, and the step with the
+last part ends the prompt. What the early layers compute of that page again is thrown away, as a few rows round
+otherwise than among many: KV and boundary states are copied from the slots it had, which late slots own meanwhile.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ def reprefill_window(original: Any, self: Any, req: Any = None) -> int:
     return tail if pruned_state(req) is None else max(tail, attached.window.of(self))
 
 
-def withhold_last_token(self: Any, req: Any) -> None:
-    """BEFORE `Scheduler.stash_chunked_request`: a request whose late prefill goes on has its last token still to come.
+def withhold_last_page(self: Any, req: Any) -> None:
+    """BEFORE `Scheduler.stash_chunked_request`: a request whose late prefill goes on has its last page still to come.
 
     Only a request that is unfinished comes here; one whose chunk reached its end has late rows to come.
     """
     if pruned_state(req) is None or req.extend_end < len(req.full_untruncated_fill_ids):
         return
-    last = req.extend_end - 1
-    row = req.kv.req_pool_idx
-    slot = self.req_to_token_pool.req_to_token[row, last : last + 1].to(torch.int64)
-    late_slots_of(self.req_to_token_pool).set_aside(row, slot)
+    late_slots, row, end = late_slots_of(self.req_to_token_pool), req.kv.req_pool_idx, req.extend_end
+    last = late_slots.pages.round_down(end - 1)
+    late_slots.set_aside(row, self.req_to_token_pool.req_to_token[row, last:end].to(torch.int64))
     req.extend_end = req.kv.kv_allocated_len = req.kv.kv_committed_len = last
     if not req.retracted_stain:
-        req.already_computed = last  # else the token would count as a cache hit, negatively
+        req.already_computed = last  # else these tokens would count as a cache hit, negatively
 
 
 HOOKS = (
@@ -55,7 +54,7 @@ HOOKS = (
         "sglang.srt.managers.scheduler.Scheduler.stash_chunked_request",
         ("self", "req"),
         "before",
-        withhold_last_token,
+        withhold_last_page,
         "scheduler",
         "A late prefill longer than a chunk takes several steps, so that no step is longer than a stock chunk.",
     ),

@@ -28,6 +28,7 @@ BACKENDS = (
     AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False),
     AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True),
     AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False),
+    AttentionBackend("trtllm_mha", "cuda", decode_graphs=True, plan_waits=False),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 

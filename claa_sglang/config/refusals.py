@@ -151,9 +151,10 @@ RULES: tuple[Rule, ...] = (
          "a session's KV outlives its requests, late slots do not",
          _DROP.format("--enable-streaming-session and --enable-session-radix-cache")),
     Rule("chunk-below-window",
-         lambda f: 0 < (f.args.chunked_prefill_size or 0) < f.window,
-         "a prefill chunk must hold the whole observation window, as the last chunk's queries rank the prompt",
-         "set --chunked-prefill-size to at least --claa-window tokens, or to -1 for no chunks"),
+         lambda f: 0 < (f.args.chunked_prefill_size or 0) < f.window + (f.args.page_size or 1) - 1,
+         "the last chunk of a prompt must hold the whole observation window, whose queries rank it, and the chunk "
+         "before it ends with a page",
+         "set --chunked-prefill-size to at least --claa-window and --page-size together, or to -1 for no chunks"),
     Rule("prefill-only", _flag("prefill_only_disable_kv_cache"), "without a KV cache there is nothing to prune",
          _DROP.format("--prefill-only-disable-kv-cache")),
     # Also set by --rl-on-policy-target. Chunks on flashinfer's tiles alone would not keep the promise.
@@ -223,7 +224,6 @@ RULES: tuple[Rule, ...] = (
     Rule("unified-memory", _flag("enable_unified_memory", "enable_page_major_kv_layout"),
          "boundary states are stored in per-layer KV rows, which this layout does not have",
          _DROP.format("--enable-unified-memory and --enable-page-major-kv-layout")),
-    Rule("page-size", _above_one("page_size"), "late slots are single tokens", "use --page-size 1"),
     Rule("kv-dtype", _other_kv_dtype,
          "boundary states live in KV rows, and rows of another type than the model's would round them",
          "use --kv-cache-dtype auto, and a checkpoint without quantized KV"),
@@ -261,9 +261,6 @@ RULES: tuple[Rule, ...] = (
     Rule("attention-backend", lambda f: not set(_attention_backends(f)) <= set(attention_backends.NAMES),
          "the attention backend is not one that late views were written for",
          f"use --attention-backend {{{','.join(attention_backends.NAMES)}}}"),
-    Rule("two-attention-backends", lambda f: len(set(_attention_backends(f))) > 1,
-         "different attention backends for prefill and decode are not tested",
-         "use --attention-backend alone, without --prefill-attention-backend and --decode-attention-backend"),
     Rule("device", lambda f: str(f.args.device).split(":")[0] not in DEVICES,
          "only CUDA devices and SGLang's CPU engine are supported", "use --device cuda or --device cpu"),
     # --- the model

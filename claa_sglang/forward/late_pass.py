@@ -35,10 +35,18 @@ class LatePass(ActivePass):
         config: the server's configuration.
         prepare: plans attention of a level's view.
         ranks: those of tensor parallelism, each of which scores its own KV heads; None for a model that is not split.
+        shared: whether late rows after the first list some of its slots (`memory/pages.py`); else they have their own.
     """
 
     def __init__(
-        self, plan: BatchPlan, batch: Any, table: Tensor, config: ClaaConfig, prepare: Prepare, ranks: Ranks | None
+        self,
+        plan: BatchPlan,
+        batch: Any,
+        table: Tensor,
+        config: ClaaConfig,
+        prepare: Prepare,
+        ranks: Ranks | None,
+        shared: bool = True,
     ) -> None:
         self.plan = plan
         self.batch = batch
@@ -46,6 +54,7 @@ class LatePass(ActivePass):
         self._config = config
         self._prepare = prepare
         self._ranks = ranks
+        self._shared = shared
         self._scorers: dict[int, Scorer] = {}  # of each level
         self.views: list[Any] = [batch] + [None] * len(config.steps)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
@@ -71,7 +80,7 @@ class LatePass(ActivePass):
         plan = self.plan.dense_part()
         if plan is None:
             return None
-        return LatePass(plan, self.batch, self._table, self._config, self._prepare, self._ranks)
+        return LatePass(plan, self.batch, self._table, self._config, self._prepare, self._ranks, self._shared)
 
     # --- ranking -------------------------------------------------------------------------------------------------
 
@@ -198,11 +207,11 @@ class LatePass(ActivePass):
             rows: Tensor | slice = slice(segment.start, segment.end)
             if target.state is not None:
                 seen = self._seen(segment, self._choose(segment, level), level)
-                if level > 0 and target.prefix_len == 0:
+                if level > 0 and target.prefix_len == 0 and self._shared:
                     self._table[target.row, : seen.shape[0]] = self._table[segment.row, seen]
                 # Of a late prefill in several parts, this forward's.
                 part = seen[target.prefix_len : target.seq_len]
-                if segment.prefix_len > 0:
+                if segment.prefix_len > 0 or self.plan.only_late:
                     h, r = boundary.load(self._table[segment.row, part].to(torch.int64))
                     hiddens.append(h)
                     residuals.append(r)
@@ -280,15 +289,15 @@ class LatePass(ActivePass):
         )
 
     def last_tokens(self) -> list[tuple[Tensor, Tensor]]:
-        """(slot it had, slot it has now), int64 `[1]` each, of the last prompt token of each request whose late prefill
-        goes on: the second is to get what the first holds, in every layer."""
+        """(slots they had, slots they have now), int64 `[n]` each, of the last prompt tokens of each request whose late
+        prefill goes on: the second are to get what the first hold, in every layer."""
         if self.plan.decode:
             return []
         moved = []
         for segment in self.plan.pruned:
             assert segment.state is not None
-            if (before := segment.state.progress.last_slot) is not None:
-                now = self._table[segment.row, segment.seq_len - 1 : segment.seq_len].to(torch.int64)
+            if (before := segment.state.progress.last_slots) is not None:
+                now = self._table[segment.row, segment.seq_len - len(before) : segment.seq_len].to(torch.int64)
                 moved.append((before, now))
         return moved
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from claa_sglang.memory.pages import ONE_TOKEN, Pages
 from claa_sglang.requests.state import RequestState
 
-# Slots left free beside a request that has the pool for itself: stock leaves two, and pruned tokens take two each.
-MARGIN = 8
+# Slots left free beside a request that has the pool for itself, and a page: stock leaves a page and one, and pruned
+# tokens take two slots each, or more.
+MARGIN = 7
 
 
-def chunk_len(budget: int, remaining: int, window: int) -> int:
-    """Length of the next chunk of a prompt with `remaining` tokens to go, so that the last chunk has the whole window.
+def chunk_len(budget: int, remaining: int, window: int, pages: Pages = ONE_TOKEN) -> int:
+    """Length of the next chunk of a prompt with `remaining` tokens to go, so that the last chunk has the whole window,
+    and any other ends with a page, as it began.
 
     Args:
         budget: tokens the step has left, > 0.
@@ -20,19 +23,20 @@ def chunk_len(budget: int, remaining: int, window: int) -> int:
     """
     if budget >= remaining:
         return remaining
-    return max(0, min(budget, remaining - window))
+    return pages.round_down(max(0, min(budget, remaining - window)))
 
 
 def late_prefill_len(state: RequestState, generated: int) -> int:
-    """Rows of a pruned request's late prefill, and the late slots they take: the kept prompt tokens, and the tokens
-    generated before a retraction."""
+    """Rows of a pruned request's late prefill: the kept prompt tokens, and the tokens generated before a retraction."""
     return state.plan.kept_counts[0] + generated
 
 
-def max_new_tokens(capacity: int, state: RequestState) -> int:
-    """Tokens a pruned request can generate with the pool for itself: each takes an early and a late slot. Below 0: the
-    prompt alone does not fit."""
-    return (capacity - state.plan.prompt_tokens - state.plan.kept_counts[0] - MARGIN) // 2
+def max_new_tokens(capacity: int, state: RequestState, pages: Pages) -> int:
+    """Tokens a pruned request can generate with the pool for itself: each takes an early and a late slot, or more.
+    Below 0: the prompt alone does not fit."""
+    rows = 1 + pages.late_rows(state)
+    prompt = state.plan.prompt_tokens + sum(state.plan.kept_counts[: rows - 1])
+    return (capacity - prompt - MARGIN - pages.size - rows * (pages.size - 1)) // rows
 
 
 class LateRows:

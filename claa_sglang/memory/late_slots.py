@@ -5,30 +5,32 @@ The object is an *auxiliary cache* of SGLang's request table (`ReqToTokenPool.at
 themselves. All bookkeeping is on the host; slot numbers stay on the device.
 
 One table, several kinds of row: the request table is one tensor whose first `stride` rows are stock's own; row
-`level * stride + r` lists the late slots of the request in stock row r after prune step `level`. A later step's row
-lists a subset of the first step's slots, so it owns none.
+`level * stride + r` lists the late slots of the request in stock row r after prune step `level`. Which of them have
+slots of their own is said in `pages.py`. A row may list slots past its end, up to the end of its last page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from claa_sglang.memory.pages import Pages
 from claa_sglang.requests.state import RequestState
 
 
 class SlotAllocator(Protocol):
-    """What is used of SGLang's token-to-KV-pool allocator (page size 1)."""
+    """What is used of SGLang's token-to-KV-pool allocators."""
 
     size: int
+    page_size: int
 
     def available_size(self) -> int: ...
     def alloc(self, need_size: int) -> Tensor | None: ...
-    def free(self, free_index: Tensor) -> None: ...
+    def free_page_ids(self, page_ids: Tensor) -> None: ...
 
 
 class OutOfLateSlots(RuntimeError):
@@ -39,8 +41,22 @@ class OutOfLateSlots(RuntimeError):
 class _Owner:
     state: RequestState
     generated: int  # tokens generated before the row was taken: a retracted request brings them as part of its prefill
-    held: int = 0
-    aside: Tensor | None = None  # one more slot, not listed in the table: see `set_aside`
+    behind: int = 0  # tokens after the kept ones for which there are slots
+    held: list[int] = field(default_factory=list)  # slots of each row that has its own
+    aside: Tensor | None = None  # more slots, not listed in the table: see `set_aside`
+
+
+class _Growth(NamedTuple):
+    """A request whose rows are to list so many tokens after the kept ones, with so many slots each."""
+
+    row: int
+    owner: _Owner
+    behind: int
+    targets: list[int]
+
+    @property
+    def need(self) -> int:
+        return sum(self.targets) - sum(self.owner.held)
 
 
 class LateSlots:
@@ -59,6 +75,7 @@ class LateSlots:
         self.table = table
         self.stride = stride
         self.num_steps = table.shape[0] // stride - 1
+        self.pages = Pages(allocator.page_size)
         self.evict = evict
         self._allocator = allocator
         self._owners: dict[int, _Owner] = {}
@@ -83,11 +100,17 @@ class LateSlots:
     @property
     def held(self) -> int:
         """Late slots owned by requests now; 0 when the server is idle."""
-        return sum(owner.held + (owner.aside is not None) for owner in self._owners.values())
+        return sum(sum(one.held) + self.pages.size * (one.aside is not None) for one in self._owners.values())
 
     def reserved(self, row: int | None) -> bool:
         """Whether the request in stock row `row` has its prompt's late slots already."""
-        return row is not None and row in self._owners and self._owners[row].held > 0
+        return row is not None and row in self._owners and any(self._owners[row].held)
+
+    def need_of_next_token(self, row: int) -> int:
+        """Late slots to be taken for one more generated token of the request in stock row `row`."""
+        if (owner := self._owners.get(row)) is None:
+            return 0
+        return sum(self.pages.late_slots(owner.state, owner.behind + 1)) - sum(owner.held)
 
     # --- life of a row -------------------------------------------------------------------------------------------
 
@@ -105,7 +128,7 @@ class LateSlots:
         """
         owner = self._owners.get(row)
         if owner is None:
-            self._owners[row] = _Owner(state, generated)
+            self._owners[row] = _Owner(state, generated, held=[0] * self.pages.late_rows(state))
             if (slots := state.progress.borrowed) is not None:
                 rows = self.table[self.stride + row :: self.stride]
                 rows[:, : len(slots)] = slots.to(torch.int32)
@@ -116,72 +139,84 @@ class LateSlots:
         """Take the late slots that rows of these stock lengths need. Called by SGLang for prefill and decode.
 
         The first call for a row takes every slot its prompt can need, before any of its chunks has run, so a prompt
-        that was started can be finished. Later calls take one slot per generated token. Rows that are not bound
-        (dense requests) are left alone.
+        that was started can be finished. Later calls take a slot per generated token, or the page it begins. Rows that
+        are not bound (dense requests) are left alone.
 
         Raises:
             OutOfLateSlots: nothing was taken for any row.
         """
-        grows: list[tuple[int, _Owner, int]] = []
+        grows: list[_Growth] = []
         for row, seq_len in zip(req_pool_indices_cpu.tolist(), target_seq_lens_cpu.tolist(), strict=True):
             if (owner := self._owners.get(row)) is None or owner.state.progress.borrowed is not None:
                 continue
-            plan = owner.state.plan
-            target = plan.kept_counts[0] + max(owner.generated, seq_len - plan.prompt_tokens)
-            if target > owner.held:
-                grows.append((row, owner, target))
-        need = sum(target - owner.held for _, owner, target in grows)
-        if need == 0:
-            return
-        self.evict(need)
-        slots = self._allocator.alloc(need)
-        if slots is None:
-            raise OutOfLateSlots(f"late layers need {need} KV slots, {self.free_count} are free")
-        if all(target == owner.held + 1 for _, owner, target in grows):
+            behind = max(owner.generated, owner.behind, seq_len - owner.state.plan.prompt_tokens)
+            grows.append(_Growth(row, owner, behind, self.pages.late_slots(owner.state, behind)))
+        need = sum(growth.need for growth in grows)
+        if need:
+            self.evict(need)
+            slots = self._allocator.alloc(need)
+            if slots is None:
+                raise OutOfLateSlots(f"late layers need {need} KV slots, {self.free_count} are free")
+            self._append([growth for growth in grows if growth.need], slots.to(torch.int32))
+        for growth in grows:
+            growth.owner.behind, growth.owner.held = growth.behind, growth.targets
+
+    def _append(self, grows: list[_Growth], slots: Tensor) -> None:
+        """List new slots (int32 `[n]`) in the rows of those who grow, in their order."""
+        if not self.pages.are_shared:
+            self._append_pages(grows, slots)
+        elif all(growth.need == 1 for growth in grows):
             self._append_one(grows, slots)
         else:
             self._append_many(grows, slots)
 
-    def _append_one(self, grows: list[tuple[int, _Owner, int]], slots: Tensor) -> None:
+    def _append_pages(self, grows: list[_Growth], slots: Tensor) -> None:
+        """Whole pages, to each step's row its own."""
+        width, offset = self.table.shape[1], 0
+        for growth in grows:
+            for level, (held, target) in enumerate(zip(growth.owner.held, growth.targets, strict=True), start=1):
+                taken = slots[offset : offset + target - held]
+                offset += target - held
+                # The end of a last page may lie behind the longest request.
+                self.table[level * self.stride + growth.row, held:target] = taken[: max(0, width - held)]
+
+    def _append_one(self, grows: list[_Growth], slots: Tensor) -> None:
         """One generated token each: a single scatter for the whole decode batch, at every step's row."""
         rows, columns, values = [], [], []
-        for i, (row, owner, target) in enumerate(grows):
-            owner.held = target
-            behind = target - owner.state.plan.kept_counts[0]
-            for step, kept in enumerate(owner.state.plan.kept_counts):
-                rows.append((step + 1) * self.stride + row)
-                columns.append(kept + behind - 1)
+        for i, growth in enumerate(grows):
+            for step, kept in enumerate(growth.owner.state.plan.kept_counts):
+                rows.append((step + 1) * self.stride + growth.row)
+                columns.append(kept + growth.behind - 1)
                 values.append(i)
         index = torch.tensor([rows, columns, values], pin_memory=self.table.is_cuda)
         rows_d, columns_d, values_d = index.to(self.table.device, non_blocking=True)
-        self.table[rows_d, columns_d] = slots[values_d].to(torch.int32)
+        self.table[rows_d, columns_d] = slots[values_d]
 
-    def _append_many(self, grows: list[tuple[int, _Owner, int]], slots: Tensor) -> None:
+    def _append_many(self, grows: list[_Growth], slots: Tensor) -> None:
         offset = 0
-        for row, owner, target in grows:
-            taken = slots[offset : offset + target - owner.held].to(torch.int32)
-            offset += target - owner.held
-            self.table[self.stride + row, owner.held : target] = taken
+        for growth in grows:
+            (before,), (target,) = growth.owner.held, growth.targets
+            taken = slots[offset : offset + target - before]
+            offset += target - before
+            self.table[self.stride + growth.row, before:target] = taken
             # A later step's row lists kept slots chosen on the device, then the generated tokens' slots, known here.
-            first, before = owner.state.plan.kept_counts[0], owner.held
-            for step, kept in enumerate(owner.state.plan.kept_counts[1:], start=2):
+            first, *later = growth.owner.state.plan.kept_counts
+            for step, kept in enumerate(later, start=2):
                 start = max(before, first)
                 if target > start:
-                    self.table[step * self.stride + row, kept + start - first : kept + target - first] = taken[
+                    self.table[step * self.stride + growth.row, kept + start - first : kept + target - first] = taken[
                         start - before :
                     ]
-            owner.held = target
 
-    def set_aside(self, row: int, slot: Tensor) -> None:
-        """Take over a slot of the request in stock row `row`, which stock is to forget but the next forward reads.
+    def set_aside(self, row: int, slots: Tensor) -> None:
+        """Take over a page of the request in stock row `row`, which stock is to forget but the next forward reads.
 
-        slot: int64 `[1]`. The one set aside before goes back: the forward that read it was launched, and whoever takes
-        the slot writes to it in a later one.
+        slots: int64 `[n]`, the page's first. The page set aside before goes back: the forward that read it was
+        launched, and whoever takes it writes to it in a later one.
         """
         owner = self._owners[row]
-        if owner.aside is not None:
-            self._allocator.free(owner.aside)
-        owner.aside = owner.state.progress.last_slot = slot
+        self._give_back(owner.aside)
+        owner.aside = owner.state.progress.last_slots = slots
 
     def free(self, row: int) -> None:
         """Give back what the request in stock row `row` holds. A row that is not bound is fine."""
@@ -189,10 +224,19 @@ class LateSlots:
         if owner is None:
             return
         owner.state.progress.reset_scheduling()
-        if owner.aside is not None:
-            self._allocator.free(owner.aside)
-        if owner.held:
-            self._allocator.free(self.table[self.stride + row, : owner.held].to(torch.int64))
+        self._give_back(owner.aside)
+        for slots in self._listed(row, owner):
+            self._give_back(slots)
+
+    def _listed(self, row: int, owner: _Owner) -> list[Tensor]:
+        """Slots of each row that has its own: int64, the end of a last page left out where the table ends before."""
+        rows = self.table[self.stride + row :: self.stride]
+        return [line[:held].to(torch.int64) for line, held in zip(rows, owner.held, strict=False) if held]
+
+    def _give_back(self, slots: Tensor | None) -> None:
+        """Free the pages of `slots` (int64 `[n]`), which follow each other in them, from the start of one."""
+        if slots is not None:
+            self._allocator.free_page_ids(slots[:: self.pages.size] // self.pages.size)
 
     def clear(self) -> None:
         """Forget every owner; the caller clears the allocator itself (`/flush_cache`)."""
@@ -207,7 +251,9 @@ class LateSlots:
         """(stock row, its late slots: int64) of every request that holds some. Reads the table: for checks."""
         found = []
         for row, owner in self._owners.items():
-            slots = self.table[self.stride + row, : owner.held].to(torch.int64)
-            if owner.held:
-                found.append((row, slots if owner.aside is None else torch.cat((slots, owner.aside))))
+            slots = self._listed(row, owner)
+            if owner.aside is not None:
+                slots.append(owner.aside)
+            if slots:
+                found.append((row, torch.cat(slots)))
         return found

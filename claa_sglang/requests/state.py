@@ -51,8 +51,8 @@ class Progress:
         late_spans: per step, the rows [start, end) after it that the forward being scheduled computes: of its kept
             prompt tokens, then those generated before a retraction. A long late prefill takes several forwards; rows
             after a step begin when those before it are complete. (0, 0) until they begin.
-        last_slot: between the parts of a late prefill, the slot (int64 `[1]`) that has early KV and boundary state of
-            the prompt's last token; late slots own it.
+        last_slots: between the parts of a late prefill, the slots (int64 `[n]`) that have early KV and boundary states
+            of the prompt's last page; late slots own them.
         borrowed: slots (int64 `[kept_counts[0]]`) that serve as late slots and belong to somebody else, in a step of
             finishing (`patches/finishing.py`). None for a request of a client, whose late slots are taken and freed.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
@@ -61,7 +61,7 @@ class Progress:
     kept: list[Tensor | None] = field(default_factory=list)
     late_computed_tokens: int = 0
     late_spans: list[tuple[int, int]] = field(default_factory=list)
-    last_slot: Tensor | None = None
+    last_slots: Tensor | None = None
     borrowed: Tensor | None = None
     error: str | None = None
 
@@ -74,7 +74,7 @@ class Progress:
         """The late slots are given back, in a retraction too: the late prefill is scheduled from its start. What was
         ranked and what failed stays."""
         self.late_spans = [(0, 0)] * len(self.late_spans)
-        self.last_slot = None
+        self.last_slots = None
 
     def fail(self, doing: str, error: Exception) -> None:
         """Have this request end with an error. The first failure is the cause; what follows from it is only logged."""

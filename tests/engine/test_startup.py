@@ -110,11 +110,11 @@ def test_a_scheduler_that_does_not_do_as_asked_stops_the_server(
 
 def test_refusals_come_together_at_once_and_without_a_traceback(model: Path) -> None:
     began = time.monotonic()
-    flags = ("--enable-claa", "--enable-mixed-chunk", "--page-size", "16", "--claa-keep-rate", "7")
+    flags = ("--enable-claa", "--enable-mixed-chunk", "--kv-canary", "log", "--claa-keep-rate", "7")
     default = ("--preferred-sampling-params", '{"custom_params": {"claa": {"keep_rate": 8}}}')
     log = start_failure(model, NO_TOKENIZER, *flags, *default)
     wrong_default = "--preferred-sampling-params: custom_params.claa.keep_rate: got 8 (int), must be a number above 0"
-    for word in ("[mixed-chunk]", "[page-size]", "--claa-keep-rate 7", wrong_default, "Remedy:"):
+    for word in ("[mixed-chunk]", "[kv-canary]", "--claa-keep-rate 7", wrong_default, "Remedy:"):
         assert word in log
     assert "Traceback" not in log and "Load weight begin" not in log
     assert time.monotonic() - began < servers.START_TIMEOUT / 2

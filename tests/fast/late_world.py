@@ -37,27 +37,32 @@ TWO_STEPS = (*ONE_STEP, PruneStep(prune_layer=4, keep_rate=0.25, score_layers=(3
 
 
 class SlotPool:
-    """Hands out slots in no order, and says which were given back."""
+    """Hands out slots of pages in no order, and says which were given back."""
 
     size = SLOTS
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, page_size: int) -> None:
         self.freed: list[int] = []
-        self._free = list(range(1, SLOTS + 1))
+        self.page_size = page_size
+        self._free = list(range(1, SLOTS // page_size + 1))
         rng.shuffle(self._free)
 
     def available_size(self) -> int:
-        return len(self._free)
+        return len(self._free) * self.page_size
 
     def alloc(self, need_size: int) -> Tensor | None:
-        return torch.tensor([self._free.pop() for _ in range(need_size)])
+        assert need_size % self.page_size == 0
+        return self._slots([self._free.pop() for _ in range(need_size // self.page_size)])
+
+    def _slots(self, pages: list[int]) -> Tensor:
+        return torch.tensor([page * self.page_size + i for page in pages for i in range(self.page_size)])
 
     def all_free(self) -> Tensor:
-        return torch.tensor(self._free)
+        return self._slots(self._free)
 
-    def free(self, free_index: Tensor) -> None:
-        self.freed += free_index.tolist()
-        self._free += free_index.tolist()
+    def free_page_ids(self, page_ids: Tensor) -> None:
+        self.freed += self._slots(page_ids.tolist()).tolist()
+        self._free += page_ids.tolist()
 
 
 @dataclass(eq=False)
@@ -81,7 +86,8 @@ class WatchedPass(LatePass):
     """A late pass of a world, which sees its rankings and may put others in their place."""
 
     def __init__(self, world: World, plan: BatchPlan, batch: Any) -> None:
-        super().__init__(plan, batch, world.table, world.config, world._prepare, world.ranks)
+        shared = world.slots.pages.are_shared
+        super().__init__(plan, batch, world.table, world.config, world._prepare, world.ranks, shared)
         self._world = world
 
     def _ranking(self, segment: Any, level: int) -> Tensor:
@@ -91,21 +97,21 @@ class WatchedPass(LatePass):
 
 
 class World:
-    """One server's table, slots, caches and model."""
+    """One server's table, slots, caches and model. page: tokens of a page."""
 
-    def __init__(self, steps: tuple[PruneStep, ...], seed: int = 0) -> None:
+    def __init__(self, steps: tuple[PruneStep, ...], seed: int = 0, page: int = 1) -> None:
         self.rng = random.Random(seed)
         self.config = ClaaConfig(steps=steps, num_layers=LAYERS, window=WINDOW, pool_kernel=POOL_KERNEL)
-        self.pool = SlotPool(self.rng)
+        self.pool = SlotPool(self.rng, page)
         self.table = torch.full(((len(steps) + 1) * STRIDE, WIDTH), -1, dtype=torch.int32)
         self.slots = LateSlots(self.table, STRIDE, self.pool, evict=lambda _: None)
         generator = torch.Generator().manual_seed(seed)
         self.keys = 2 * torch.randn(LAYERS, TEXTS, WIDTH, KV_HEADS, DIM, generator=generator)
         self.queries = torch.randn(LAYERS, TEXTS, WIDTH, HEADS, DIM, generator=generator)
-        self.key_buffers = torch.full((LAYERS, SLOTS + 1, KV_HEADS, DIM), torch.nan)
+        self.key_buffers = torch.full((LAYERS, SLOTS + page, KV_HEADS, DIM), torch.nan)
         self.content: list[dict[int, tuple[int, int]]] = [{} for _ in range(LAYERS)]  # per layer: slot -> token
         self.stores = [
-            BoundaryStore([torch.full((SLOTS + 1, 1, 2 * HIDDEN), torch.nan)], HIDDEN, torch.float32) for _ in steps
+            BoundaryStore([torch.full((SLOTS + page, 1, 2 * HIDDEN), torch.nan)], HIDDEN, torch.float32) for _ in steps
         ]
         self.rows = list(range(1, STRIDE))
         self.rankings: list[Tensor] = []  # of the last forward, one a request and prune
@@ -161,14 +167,15 @@ class World:
     def owned_twice(self) -> list[str]:
         """Late slots that are free as well, or have two owners."""
         late = [Owned(f"row {row}", slots) for row, slots in self.slots.holdings()]
-        return SlotCensus(SLOTS, "cpu").shared([Owned("free", self.pool.all_free()), *late])
+        census = SlotCensus(SLOTS + self.pool.page_size - 1, "cpu")
+        return census.shared([Owned("free", self.pool.all_free()), *late])
 
     # --- forwards ---
 
     def extend(self, chunks: list[tuple[Request, int]], late_rows: int | None = None) -> dict[Request, Tensor]:
         """Prefill the next `n` tokens of each request: what the logits processor gets, per request.
 
-        late_rows: most rows of late prefills in this step, after each prune. What is left of one takes its last token
+        late_rows: most rows of late prefills in this step, after each prune. What is left of one takes its last page
             with it.
         """
         requests, extend = [r for r, _ in chunks], [n for _, n in chunks]
@@ -191,7 +198,7 @@ class World:
         out = self._forward(plan, batch, requests)
         for request, is_finished in zip(requests, finished, strict=True):
             if not is_finished:
-                self._withhold_last_token(request)
+                self._withhold_last_page(request)
         return dict(zip(requests, out.split(extend), strict=True))
 
     @staticmethod
@@ -201,12 +208,12 @@ class World:
         assert request.state is not None
         return late.advance(request.state, request.total - request.prompt)
 
-    def _withhold_last_token(self, request: Request) -> None:
-        request.length -= 1
-        slot = self.table[request.row, request.length : request.length + 1]
-        self.slots.set_aside(request.row, slot.to(torch.int64))
+    def _withhold_last_page(self, request: Request) -> None:
+        end, request.length = request.length, self.slots.pages.round_down(request.length - 1)
+        slots = self.table[request.row, request.length : end]
+        self.slots.set_aside(request.row, slots.to(torch.int64))
         self._forget_freed()
-        slot[:] = -1
+        self.table[request.row, request.length :] = -1
 
     def decode(self, requests: list[Request]) -> Tensor:
         """One more token of each request."""
@@ -225,11 +232,14 @@ class World:
 
     def _grow(self, requests: list[Request], counts: list[int]) -> None:
         for request, count in zip(requests, counts, strict=True):
-            slots = self.pool.alloc(count)
+            pages = self.slots.pages
+            start, end = (pages.round_up(n) for n in (request.length, request.length + count))
+            slots = self.pool.alloc(end - start)
             assert slots is not None
-            self.table[request.row, request.length : request.length + count] = slots.to(torch.int32)
+            self.table[request.row, start:end] = slots.to(torch.int32)
+            new = self.table[request.row, request.length : request.length + count]
             request.length += count
-            request.boundary = set(slots.tolist()) if request.pruned else set()
+            request.boundary = set(new.tolist()) if request.pruned else set()
         self.slots.alloc_to_lengths(
             req_pool_indices_cpu=torch.tensor([r.row for r in requests]),
             target_seq_lens_cpu=torch.tensor([r.length for r in requests]),
@@ -270,9 +280,9 @@ class World:
         self.stores[0].store(slots, *states)
         stored = self.stores[0].load(slots)[0][:, :2].long().tolist()
         assert [tuple(token) for token in stored] == [self.content[0][slot] for slot in slots.tolist()]
-        for before, now in late.last_tokens():  # the token that is computed again, where it was and is
-            assert before.item() != now.item()
-            assert self.content[0][before.item()] == self.content[0][now.item()]
+        for before, now in late.last_tokens():  # the tokens that are computed again, where they were and are
+            assert not set(before.tolist()) & set(now.tolist())
+            assert [self.content[0][s] for s in before.tolist()] == [self.content[0][s] for s in now.tolist()]
         for layer in range(prunes[0] + 1, LAYERS):
             self.key_buffers[layer, slots] = torch.nan  # the states live there
             for slot in slots.tolist():
@@ -352,8 +362,8 @@ def check(world: World, requests: list[Request]) -> None:
     for request in requests:
         spans = request.state.progress.late_spans if request.state is not None else []
         begun = request.pruned and spans[0][1] > 0
-        parted = begun and request.length < request.total  # the last token waits to be computed again
-        everything = [(request.text, p) for p in range(request.length + parted)]
+        parted = begun and request.length < request.total  # the last page waits to be computed again
+        everything = [(request.text, p) for p in range(request.total if parted else request.length)]
         if begun:
             _check_kept(world, request)
         for layer in range(LAYERS):

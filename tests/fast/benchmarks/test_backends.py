@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ def found(dense: float, keep: float, gap: float | None = None) -> dict[str, Any]
     return {
         "keep 1": {"dense": [[dense]], "keep 1": [[keep]], "tokens": [8]},
         "graphs": {"pruned, eights eagerly": {"equal": [32 if gap is None else 5], "gap": [gap]}},
+        "KV type": "auto",
         "late slots held": 0,
         "prefill": {},
     }
@@ -40,8 +42,11 @@ def test_where_two_answers_part() -> None:
 
 def test_noise_is_what_two_dense_backends_differ_by() -> None:
     good = found(-1.0, -1.05)
-    assert backends.noise({"a": good}) is None
-    assert backends.noise({"a": good, "b": found(-1.1, -1.1), "c": {"error": "died"}}) == pytest.approx(0.1)
+    assert backends.noise({"a": good}) == {}
+    three = {"a": good, "b": found(-1.1, -1.1), "c": {"error": "died"}}
+    assert backends.noise(three) == {"auto": pytest.approx(0.1)}
+    # Another KV type rounds otherwise, which is no noise of a backend.
+    assert backends.noise({**three, "d": {**found(-3.0, -3.0), "KV type": "fp8_e4m3"}}) == backends.noise(three)
     assert not failures(a=good, b=found(-1.1, -1.1, gap=0.15))
 
 
@@ -78,3 +83,31 @@ def test_the_text_is_the_same_in_every_backend() -> None:
     first = answers.prompts(Tokenizer(), (50, 3000))
     assert first == answers.prompts(Tokenizer(), (50, 3000)) and list(map(len, first)) == [50, 3000]
     assert first[0] != first[1][:50]
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("fa3", {"attention_backend": "fa3", "kv_cache_dtype": "auto"}),
+        ("triton:64", {"attention_backend": "triton", "page_size": 64, "kv_cache_dtype": "auto"}),
+        ("fa3::fp8_e4m3", {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"}),
+        (
+            "fa3+flashinfer:16",
+            {
+                "prefill_attention_backend": "fa3",
+                "decode_attention_backend": "flashinfer",
+                "page_size": 16,
+                "kv_cache_dtype": "auto",
+            },
+        ),
+    ],
+)
+def test_a_way_names_the_options_of_an_engine(text: str, options: dict[str, Any]) -> None:
+    way = backends.Way.read(text)
+    assert way.options() == options and backends.Way.read(str(way)) == way
+
+
+@pytest.mark.parametrize("text", ["fa9", "fa3+fa9", "fa3:x", "fa3:1:auto:2", ""])
+def test_what_is_no_way_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        backends.Way.read(text)

@@ -15,11 +15,12 @@ PARTS = [(ONE_STEP, rows) for rows in (1, 3, 7, 19)] + [(TWO_STEPS, rows) for ro
 
 @pytest.mark.parametrize(("steps", "late_rows"), PARTS, ids=[f"{len(s)}-steps-{rows}-rows" for s, rows in PARTS])
 @pytest.mark.parametrize("keep_rate", [None, 1.0], ids=["half", "all"])
-@pytest.mark.parametrize("hit", [0, 11], ids=["cold", "hit"])
+@pytest.mark.parametrize("hit", [0, 12], ids=["cold", "hit"])
+@pytest.mark.parametrize("page", [1, 4], ids="pages of {}".format)
 def test_parts_give_the_rows_of_a_whole(
-    steps: tuple[PruneStep, ...], late_rows: int, keep_rate: float | None, hit: int
+    steps: tuple[PruneStep, ...], late_rows: int, keep_rate: float | None, hit: int, page: int
 ) -> None:
-    world = World(steps)
+    world = World(steps, page=page)
     whole, parted = (world.add(text=3, prompt=40, keep_rate=keep_rate) for _ in range(2))
     out = prefill(world, whole)
     read = {layer: world.read[layer][whole.row] for layer in range(LAYERS)}
@@ -33,7 +34,8 @@ def test_parts_give_the_rows_of_a_whole(
         assert world.last is not None
         forwards.append([world.last.plan.rows(level + 1) for level in range(len(steps))])
         last_read |= {layer: rows[parted.row] for layer, rows in world.read.items() if parted.row in rows}
-        left = 1
+        left = parted.total - parted.length
+        assert left in (0, page) and world.owned_twice() == []
     assert all(0 <= n <= late_rows for rows in forwards for n in rows)
     counts = [40, 40] if keep_rate else [20, 10]
     assert [sum(n) for n in zip(*forwards, strict=True)] == counts[: len(steps)]

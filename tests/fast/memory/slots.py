@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from claa_sglang.config.config import PruneStep
 from claa_sglang.memory.census import Owned, SlotCensus
 from claa_sglang.memory.late_slots import LateSlots
+from claa_sglang.patches.checks import free_slots
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import Progress, RequestPlan, RequestState
 
@@ -20,9 +22,12 @@ def make_state(prompt: int, counts: tuple[int, ...]) -> RequestState:
     return RequestState(RequestPlan(RequestOptions(), prompt, steps, counts), Progress.before_any(len(counts)))
 
 
-def make_pool(steps: int, size: int, need_sort: bool = False):
+def make_pool(steps: int, size: int, need_sort: bool = False, page: int = 1):
     """(request table, allocator, late slots) wired as in the server: the late slots are the table's auxiliary cache."""
-    allocator = TokenToKVPoolAllocator(size, torch.int64, "cpu", None, need_sort)
+    if page == 1:
+        allocator = TokenToKVPoolAllocator(size, torch.int64, "cpu", None, need_sort)
+    else:
+        allocator = PagedTokenToKVPoolAllocator(size, page, torch.int64, "cpu", None, need_sort)
     pool = ReqToTokenPool(ROWS, WIDTH, "cpu", False)
     stride = pool.req_to_token.shape[0]
     # Nonsense in unwritten entries, so that reading one shows.
@@ -44,6 +49,7 @@ def listed(slots: LateSlots, row: int, level: int, count: int) -> list[int]:
     return slots.table[level * slots.stride + row, :count].tolist()
 
 
-def owned_twice(allocator: TokenToKVPoolAllocator, slots: LateSlots) -> list[str]:
+def owned_twice(allocator: BaseTokenToKVPoolAllocator, slots: LateSlots) -> list[str]:
     late = [Owned(f"row {row}", held) for row, held in slots.holdings()]
-    return SlotCensus(allocator.size, "cpu").shared([Owned("free", allocator.get_all_free_pages()), *late])
+    census = SlotCensus(allocator.size + allocator.page_size - 1, "cpu")
+    return census.shared([Owned("free", free_slots(allocator)), *late])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.memory.admission import MARGIN, LateRows, chunk_len, late_prefill_len, max_new_tokens
+from claa_sglang.memory.pages import Pages
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
 
@@ -60,6 +61,20 @@ def test_a_prompt_in_chunks_ends_with_the_window(prompt: int, window: int, budge
         assert chunks[-1] >= min(window, prompt)
 
 
+@given(remaining=LENGTHS, window=WINDOWS, size=st.sampled_from([2, 16, 64]), more=st.integers(0, 5))
+def test_chunks_of_a_paged_prompt_end_with_pages_and_the_last_has_the_window(
+    remaining: int, window: int, size: int, more: int
+) -> None:
+    # The least that `chunk-below-window` lets through, in whole pages as SGLang asks.
+    pages = Pages(size)
+    budget = pages.round_up(window + size - 1) + more * size
+    while remaining:
+        length = chunk_len(budget, remaining, window, pages)
+        assert 0 < length <= budget and (length == remaining or length % size == 0)
+        assert length == remaining or remaining - length >= window
+        remaining -= length
+
+
 @pytest.mark.parametrize(
     ("budget", "remaining", "expected"),
     [(64, 64, 64), (65, 64, 64), (63, 64, 56), (10, 64, 10), (7, 8, 0), (3, 9, 1), (56, 64, 56), (57, 64, 56)],
@@ -76,9 +91,21 @@ def test_prefill_takes_the_kept_tokens_and_what_was_generated() -> None:
 @given(prompt=LENGTHS, rate=st.floats(0.01, 1.0), capacity=st.integers(0, 1000))
 def test_what_may_be_generated_fits_the_pool(prompt: int, rate: float, capacity: int) -> None:
     state = make_state(prompt, rate)
-    tokens = max_new_tokens(capacity, state)
-    used = prompt + late_prefill_len(state, generated=0) + MARGIN
+    tokens = max_new_tokens(capacity, state, Pages(1))
+    used = prompt + late_prefill_len(state, generated=0) + MARGIN + 1
     assert used + 2 * tokens <= capacity < used + 2 * (tokens + 1)
+
+
+@pytest.mark.parametrize("rates", [(0.5,), (0.5, 0.2)], ids=str)
+@given(prompt=LENGTHS, capacity=st.integers(0, 1000), size=st.sampled_from([2, 16, 64]))
+def test_what_may_be_generated_fits_the_pages_of_the_pool(
+    rates: tuple[float, ...], prompt: int, capacity: int, size: int
+) -> None:
+    state, pages = make_state(prompt, *rates), Pages(size)
+    if (tokens := max_new_tokens(capacity, state, pages)) >= 0:
+        used = pages.round_up(prompt + tokens) + sum(pages.late_slots(state, tokens))
+        # All but a page for each row is used.
+        assert used + MARGIN + size <= capacity < used + MARGIN + size + (1 + len(rates)) * 2 * size
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -113,10 +113,10 @@ def test_a_slot_set_aside_is_owned_until_the_next_or_the_end() -> None:
     for free in (15, 15):  # the second takes the place of the first
         slot = allocator.alloc(1)
         slots.set_aside(1, slot)
-        assert state.progress.last_slot is slot and slots.held == 5 and allocator.available_size() == free
+        assert state.progress.last_slots is slot and slots.held == 5 and allocator.available_size() == free
         assert slot.item() in dict(slots.holdings())[1].tolist() and owned_twice(allocator, slots) == []
     slots.free(1)
-    assert slots.held == 0 and allocator.available_size() == 20 and state.progress.last_slot is None
+    assert slots.held == 0 and allocator.available_size() == 20 and state.progress.last_slots is None
 
 
 def test_a_freed_row_starts_its_late_prefill_again() -> None:

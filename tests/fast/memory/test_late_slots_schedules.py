@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from claa_sglang.config.budget import kept_counts
 from claa_sglang.memory.late_slots import OutOfLateSlots
+from claa_sglang.patches.checks import free_slots
 from claa_sglang.requests.state import RequestState
 from tests.fast.memory.slots import RATES, ROWS, WIDTH, WINDOW, listed, make_pool, make_state, owned_twice
 
@@ -26,9 +28,10 @@ class Request:
     state: RequestState | None  # None: dense
     generated: int = 0
     prefilled: bool = False
-    stock: list[int] = field(default_factory=list)
-    late: list[int] = field(default_factory=list)
-    aside: list[int] = field(default_factory=list)
+    length: int = 0  # tokens that have stock slots
+    stock: list[int] = field(default_factory=list)  # of whole pages
+    late: list[list[int]] = field(default_factory=list)  # of each late row that has its own, of whole pages
+    aside: list[int] = field(default_factory=list)  # a page
     subset: list[int] = field(default_factory=list)  # second step: indices into the first step's kept slots
     borrowed: list[int] = field(default_factory=list)  # of a step of finishing: slots of the tree, in its late rows
 
@@ -42,23 +45,29 @@ class LateSlotsMachine(RuleBasedStateMachine):
     """Requests come, are prefilled in chunks and parts, decode, finish into a tree or are aborted at any time, are
     retracted and resume, and are flushed. Between them, steps of finishing borrow late slots."""
 
-    @initialize(steps=st.integers(1, 2), size=st.integers(24, 70), need_sort=st.booleans())
-    def start(self, steps: int, size: int, need_sort: bool) -> None:
-        self.steps, self.size = steps, size
-        self.pool, self.allocator, self.slots = make_pool(steps, size, need_sort)
+    @initialize(
+        steps=st.integers(1, 2), size=st.integers(24, 70), need_sort=st.booleans(), page=st.sampled_from([1, 2, 4])
+    )
+    def start(self, steps: int, size: int, need_sort: bool, page: int) -> None:
+        self.steps, self.size, self.page = steps, size // page * page, page
+        self.pool, self.allocator, self.slots = make_pool(steps, self.size, need_sort, page)
         self.slots.evict = self.evict
-        self.tree: list[int] = []  # cached slots, all of which may be evicted
+        self.tree: list[int] = []  # cached pages, all of which may be evicted
         self.live: dict[int, Request] = {}
         self.waiting: list[Request] = []
 
     def evict(self, need: int) -> None:
-        count = min(max(0, need - self.allocator.available_size()), len(self.tree))
+        count = min(self.whole(max(0, need - self.allocator.available_size())), len(self.tree))
         gone, self.tree = self.tree[:count], self.tree[count:]
         self.allocator.free(torch.tensor(gone, dtype=torch.int64))
 
+    def whole(self, tokens: int) -> int:
+        """Slots of the pages that tokens take."""
+        return -(-tokens // self.page) * self.page
+
     def grow(self, targets: dict[int, int]) -> bool:
         """What SGLang does for a batch: stock slots, then the auxiliary cache's; False when either runs out."""
-        need = {row: target - len(self.live[row].stock) for row, target in targets.items()}
+        need = {row: self.whole(target) - len(self.live[row].stock) for row, target in targets.items()}
         self.evict(sum(need.values()))
         taken = self.allocator.alloc(sum(need.values()))
         if taken is None:
@@ -82,18 +91,23 @@ class LateSlotsMachine(RuleBasedStateMachine):
         for row, count in need.items():
             request = self.live[row]
             request.stock += new[:count]
+            request.length = targets[row]
             del new[:count]
             self.note_late(row, request)
         return True
 
     def note_late(self, row: int, request: Request) -> None:
-        """The row lists what it did before, then new slots; how many is known from lengths alone."""
+        """A row lists what it did before, then new slots; how many is known from lengths alone."""
         if request.state is None or request.borrowed:
             return
-        generated = max(request.generated, len(request.stock) - request.prompt)
-        now = listed(self.slots, row, 1, request.state.plan.kept_counts[0] + generated)
-        assert now[: len(request.late)] == request.late
+        generated = max(request.generated, request.length - request.prompt)
+        counts = request.state.plan.kept_counts[: 1 if self.page == 1 else None]
+        now = [listed(self.slots, row, i, self.whole(n + generated)) for i, n in enumerate(counts, start=1)]
+        assert all(a[: len(b)] == b for a, b in zip(now, request.late, strict=False))
         request.late = now
+        for slots in now:  # pages as they were handed out
+            assert all(a + 1 == b for i, (a, b) in enumerate(pairwise(slots), start=1) if i % self.page)
+            assert all(slot % self.page == 0 for slot in slots[:: self.page])
 
     # --- rules ---
 
@@ -115,7 +129,8 @@ class LateSlotsMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def lend(self, data: st.DataObject) -> None:
         """A step of finishing: its late rows list slots that the tree has, and keeps."""
-        slots = data.draw(st.lists(st.sampled_from(self.tree), min_size=1, max_size=16, unique=True))
+        pages = data.draw(st.lists(st.sampled_from(self.tree[:: self.page]), min_size=1, max_size=4, unique=True))
+        slots = [page + i for page in pages for i in range(self.page)]
         state = make_state(len(slots), (len(slots),) * self.steps)
         state.progress.borrowed = torch.tensor(slots)
         self.place(Request(len(slots), state, prefilled=True, borrowed=slots))
@@ -128,7 +143,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
     def chunk(self, data: st.DataObject) -> None:
         targets = {}
         for row in self.some(data, prefilled=False):
-            done = len(self.live[row].stock)
+            done = self.live[row].length
             targets[row] = data.draw(st.integers(done + 1, self.live[row].target))
             if (state := self.live[row].state) is not None:
                 self.slots.bind(row, state, self.live[row].generated)  # stock asks again at every chunk
@@ -138,7 +153,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
             request = self.live[row]
             assert self.slots.reserved(row) == (request.state is not None)
             request.prefilled = length == request.target
-            if request.prefilled and request.state is not None and self.steps == 2:
+            if request.prefilled and request.state is not None and self.steps == 2 and self.page == 1:
                 first, second = request.state.plan.kept_counts
                 request.subset = sorted(data.draw(st.permutations(range(first)))[:second])
                 base = self.slots.stride + row
@@ -153,16 +168,17 @@ class LateSlotsMachine(RuleBasedStateMachine):
                 self.live[row].generated += 1
 
     @rule(data=st.data())
-    def withhold_last_token(self, data: st.DataObject) -> None:
-        """The late prefill goes on in another step, where the last token gets a new slot; the old one is read there."""
+    def withhold_last_page(self, data: st.DataObject) -> None:
+        """The late prefill goes on in another step, where the last page is a new one; the old one is read there."""
         rows = [r for r in self.some(data, prefilled=True) if self.live[r].state is not None and self.steps == 1]
         for row in rows:
             request = self.live[row]
-            if request.generated and len(request.stock) > request.prompt:
+            if request.generated and request.length > request.prompt:
                 continue  # it decodes
-            request.aside = [request.stock.pop()]
-            self.slots.set_aside(row, torch.tensor(request.aside))
-            request.prefilled = False
+            last = (request.length - 1) // self.page * self.page
+            request.stock, request.aside = request.stock[:last], request.stock[last:]
+            self.slots.set_aside(row, torch.tensor(request.aside[: request.length - last]))
+            request.prefilled, request.length = False, last
 
     def release(self, row: int) -> Request:
         self.pool.free_rows([row])
@@ -172,10 +188,9 @@ class LateSlotsMachine(RuleBasedStateMachine):
     @rule(data=st.data(), cached=st.booleans())
     def finish_or_abort(self, data: st.DataObject, cached: bool) -> None:
         request = self.release(data.draw(st.sampled_from(sorted(self.live))))
-        if cached:
-            self.tree += request.stock
-        else:
-            self.allocator.free(torch.tensor(request.stock, dtype=torch.int64))
+        full = request.length // self.page * self.page if cached else 0
+        self.tree += request.stock[:full]
+        self.allocator.free(torch.tensor(request.stock[full:], dtype=torch.int64))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -203,7 +218,7 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
     @invariant()
     def conserved(self) -> None:
-        late = sum(len(r.late) + len(r.aside) for r in self.live.values())
+        late = sum(len(slots) for r in self.live.values() for slots in (*r.late, r.aside))
         stock = sum(len(r.stock) for r in self.live.values())
         assert self.slots.held == late
         assert self.slots.free_count == self.allocator.available_size()
@@ -211,9 +226,9 @@ class LateSlotsMachine(RuleBasedStateMachine):
 
     @invariant()
     def one_owner_each(self) -> None:
-        owned = [s for r in self.live.values() for s in r.stock + r.late + r.aside] + self.tree
-        owned += self.allocator.get_all_free_pages().tolist()
-        assert sorted(owned) == list(range(1, self.size + 1))
+        owned = [s for r in self.live.values() for slots in (r.stock, *r.late, r.aside) for s in slots] + self.tree
+        owned += free_slots(self.allocator).tolist()
+        assert sorted(owned) == list(range(self.page, self.size + self.page))
         assert owned_twice(self.allocator, self.slots) == []
 
     @invariant()
@@ -222,14 +237,16 @@ class LateSlotsMachine(RuleBasedStateMachine):
             for level in range(1, self.steps + 1):
                 assert listed(self.slots, row, level, len(request.borrowed)) == request.borrowed
             assert not (request.borrowed and self.slots.reserved(row))
-            assert listed(self.slots, row, 1, len(request.late)) == request.late
-            if request.state is None or self.steps == 1 or not request.late:
+            for level, slots in enumerate(request.late, start=1):
+                assert listed(self.slots, row, level, len(slots)) == slots
+            if request.state is None or self.steps == 1 or not request.late or self.page > 1:
                 continue
             first, second = request.state.plan.kept_counts
-            generated = request.late[first:]
+            (slots,) = request.late
+            generated = slots[first:]
             assert listed(self.slots, row, 2, second + len(generated))[second:] == generated
             if request.prefilled:
-                assert listed(self.slots, row, 2, second) == [request.late[i] for i in request.subset]
+                assert listed(self.slots, row, 2, second) == [slots[i] for i in request.subset]
 
     def teardown(self) -> None:
         if hasattr(self, "live"):

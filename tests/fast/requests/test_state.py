@@ -70,9 +70,9 @@ def test_scheduling_starts_again_with_what_was_ranked() -> None:
     progress = RequestState.pruned_request(RequestOptions(), config(TWO), 100).progress
     kept = torch.arange(60)
     progress.kept[0], progress.late_computed_tokens, progress.late_spans = kept, 60, [(30, 60), (0, 8)]
-    progress.last_slot, progress.error = torch.tensor([3]), "failed"
+    progress.last_slots, progress.error = torch.tensor([3]), "failed"
     progress.reset_scheduling()
-    assert progress.late_spans == [(0, 0), (0, 0)] and progress.last_slot is None
+    assert progress.late_spans == [(0, 0), (0, 0)] and progress.last_slots is None
     assert progress.kept[0] is kept and progress.late_computed_tokens == 60 and progress.error == "failed"
 
 
