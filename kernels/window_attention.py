@@ -30,6 +30,7 @@ _MAX_ROWS_FP32 = 16
 _TILE_BYTES = 16384
 # Rows of one program of the merge.
 _MERGE_ROWS = 16
+_QUERY_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def window_mass(
@@ -54,12 +55,12 @@ def window_mass(
 
     Args:
         q: post-RoPE queries `[rows, heads, d]`, all rows of the batch; any strides, the last one 1.
-        key_buffer: post-RoPE keys `[slots, kv_heads, d]` of the same dtype (bf16, fp16 or fp32); likewise. heads is a
-            multiple of kv_heads.
+        key_buffer: post-RoPE keys `[slots, kv_heads, d]` of the same dtype (bf16, fp16 or fp32), or fp8 e4m3, which any
+            of these holds exactly; likewise. heads is a multiple of kv_heads.
         table: int32 `[table rows, columns]`, last stride 1: the slots of a request's tokens, in any order.
         requests: int32 `[4, R]`, contiguous, R > 0; see layout.py.
         window: W > 0, tokens at the end that get no value. Every N is larger; nothing checks that.
-        scaling: factor on the logits.
+        scaling: factor on the logits, with that of fp8 keys.
         max_tokens: the largest N.
         positions: the sum of N-W over all requests.
         queries: Q, 1 to W; None for W.
@@ -137,8 +138,10 @@ def _most_splits(group_rows: int) -> int:
 
 
 def _check(q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, window: int) -> None:
-    if q.dtype != key_buffer.dtype or q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"window_mass: q is {q.dtype}, keys are {key_buffer.dtype}; needs one of bf16, fp16, fp32")
+    if key_buffer.dtype not in (q.dtype, torch.float8_e4m3fn) or q.dtype not in _QUERY_TYPES:
+        raise ValueError(
+            f"window_mass: q is {q.dtype}, keys are {key_buffer.dtype}; needs one of bf16, fp16, fp32, or fp8 e4m3 keys"
+        )
     if any(t.stride(-1) != 1 for t in (q, key_buffer, table)) or not requests.is_contiguous():
         raise ValueError("window_mass: q, keys and table need a last stride of 1, requests must be contiguous")
     described = requests.dtype == torch.int32 and requests.ndim == 2 and requests.shape[0] == len(Row)
@@ -217,7 +220,7 @@ def _partial_lse_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(first, end, BLOCK_N):
         at = start + tl.arange(0, BLOCK_N)
-        keys = _key_tile(k, slots, at, end, kv_head, k_slot, k_head, DIM, BLOCK_D)
+        keys = _key_tile(k, slots, at, end, kv_head, k_slot, k_head, DIM, BLOCK_D).to(tile_q.dtype)
         logits = tl.dot(tile_q, keys, input_precision="ieee") * scale
         logits = tl.where(at[None, :] < visible[:, None], logits, float("-inf"))
         highest = tl.maximum(best, tl.max(logits, axis=1))
@@ -293,7 +296,7 @@ def _mass_kernel(
     at = first + tl.arange(0, BLOCK_N)
     first_row = tl.load(requests + _FIRST_ROW * count + request) + window - queries
     slots = table + tl.load(requests + _TABLE_ROW * count + request).to(tl.int64) * table_row
-    keys = _key_tile(k, slots, at, ranked, kv_head, k_slot, k_head, DIM, BLOCK_D)
+    keys = _key_tile(k, slots, at, ranked, kv_head, k_slot, k_head, DIM, BLOCK_D).to(q.dtype.element_ty)
     group_rows = queries * group
     row_lse = lse + (request * kv_heads + kv_head).to(tl.int64) * group_rows
     total = tl.zeros([BLOCK_N], tl.float32)

@@ -192,7 +192,7 @@ class ClaaAttnBackend(AttentionBackend):
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
             with record_function("claa::score"):
-                self.active.score(level, queries, keys, layer.scaling)
+                self.active.score(level, queries, keys, layer.scaling * _key_scale(layer, keys))
         return out
 
     # --- what a wrapper must pass on -----------------------------------------------------------------------------
@@ -220,6 +220,11 @@ class ClaaAttnBackend(AttentionBackend):
         """A batch with pruned requests changes its number of rows half-way: no captured graph has that shape."""
         ask = getattr(self.early, "can_run_prefill_cuda_graph", None)
         return plan_of(forward_batch) is None and (ask is None or ask(forward_batch))
+
+
+def _key_scale(layer: Any, keys: torch.Tensor) -> float:
+    """What a key is multiplied with to be what the layer computed: keys of 8 bits are kept divided by it."""
+    return (layer.k_scale_float or 1.0) if keys.element_size() == 1 else 1.0
 
 
 def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new_workspace: bool) -> AttentionBackend:

@@ -28,6 +28,7 @@ from torch import Tensor
 from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.finishing.queue import Prefix
 from claa_sglang.finishing.step_size import step_tokens
+from claa_sglang.memory.kv_rows import move
 from claa_sglang.memory.pages import Pages
 from claa_sglang.patches import attached
 from claa_sglang.patches.checks import note_dense
@@ -184,7 +185,7 @@ def _compute(scheduler: Any, prefix: Prefix, pruned: Cached, dense: Cached, slot
     after = torch.cat((tree.path_device_indices(dense.node)[:start], slots))
     for layer in range(config.steps[0].prune_layer + 1):
         for buffer in (runner.token_to_kv_pool.get_key_buffer(layer), runner.token_to_kv_pool.get_value_buffer(layer)):
-            buffer.index_copy_(0, slots, buffer.index_select(0, before[start:]))
+            move(buffer, before[start:], slots)
     state = RequestState.pruned_request(RequestOptions(keep_rate=1.0, policy="always"), config, end)
     state.progress.late_spans = [(start, end)] * len(state.plan.steps)
     state.progress.last_slots, state.progress.borrowed = before[-tree.page_size :], after

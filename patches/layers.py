@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
+from claa_sglang.memory.kv_rows import move
 from claa_sglang.patches import attached
 from claa_sglang.patches.attention import ClaaAttnBackend
 from claa_sglang.patches.conventions import REMEDY, Convention, UnsupportedModel, convention_of
@@ -155,7 +156,7 @@ class LateStack:
                 self._boundaries[0].store(*forward.late.boundary_rows(forward.hidden, forward.residual))
             for before, now in forward.late.last_tokens():
                 for buffer in self._buffers:
-                    buffer.index_copy_(0, now, buffer.index_select(0, before))
+                    move(buffer, before, now)
         if prunes:
             level = self.prunes.index(index - 1)
             with record_function("claa::prune"):
@@ -266,7 +267,8 @@ def _wrap(self: Any) -> None:
     with startup_time.counted("cost measurement"):
         attached.policy.hang(self.req_to_token_pool, LivePolicy(self, layers[first], heads, config))
     with startup_time.counted("kernels"):
-        warm_up(pool.get_key_buffer(config.steps[0].score_layers[0]), heads, backend.slots.table, boundaries, config)
+        keys = pool.get_key_buffer(config.steps[0].score_layers[0])
+        warm_up(keys, heads, self.dtype, backend.slots.table, boundaries, config)
     LateStack(backend, layers, convention, boundaries, buffers).wrap()
     with startup_time.counted("profile"):
         say_profile(self)

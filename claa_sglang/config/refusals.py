@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from claa_sglang.config import attention_backends
+from claa_sglang.config.kv_type import KvType, kv_type
 
 DEVICES = ("cpu", "cuda")
-BF16 = ("bf16", "bfloat16")
 SPECIAL_ARCHITECTURES = (
     "Gemma3ForCausalLM",
     "Gemma3ForConditionalGeneration",
@@ -98,12 +98,7 @@ def _text(f: Facts, name: str) -> Any:
 
 
 def _other_kv_dtype(f: Facts) -> bool:
-    """KV of another type than the model's, by argument or by the checkpoint's own quantization record."""
-    record = f.model.hf_quant_config or {}
-    records = (record, record.get("quantization") or {})
-    asked = any(r.get(key) for r in records for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
-    dtype = f.args.kv_cache_dtype
-    return asked or (dtype != "auto" and (dtype not in BF16 or str(f.model.dtype) != "torch.bfloat16"))
+    return kv_type(f.args.kv_cache_dtype, str(f.model.dtype), f.model.hf_quant_config) is KvType.OTHER
 
 
 def _wrong_defaults(f: Facts) -> Detail | None:
@@ -225,8 +220,8 @@ RULES: tuple[Rule, ...] = (
          "boundary states are stored in per-layer KV rows, which this layout does not have",
          _DROP.format("--enable-unified-memory and --enable-page-major-kv-layout")),
     Rule("kv-dtype", _other_kv_dtype,
-         "boundary states live in KV rows, and rows of another type than the model's would round them",
-         "use --kv-cache-dtype auto, and a checkpoint without quantized KV"),
+         "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
+         "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),
     Rule("memory-saver", _flag("enable_memory_saver"), "released and resumed KV memory forgets late slots",
          _DROP.format("--enable-memory-saver")),
     Rule("weight-offload",

@@ -21,7 +21,7 @@ class Room(NamedTuple):
     """What decides where the states of a model fit.
 
     num_layers: decoder layers. hidden_size: elements of a hidden state. layer_width: elements of K and V together that
-    a slot has in one layer on one rank. element_bytes: of each element.
+    a slot has in one layer on one rank, as many as its bytes make of a hidden state's. element_bytes: of each element.
     """
 
     num_layers: int

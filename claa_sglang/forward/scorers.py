@@ -17,6 +17,7 @@ from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.late_view import on_device
 from claa_sglang.forward.ranks import Ranks
 from claa_sglang.kernels.layout import Row, describe
+from claa_sglang.memory.kv_rows import gather
 from claa_sglang.ranking.carry import carry
 from claa_sglang.ranking.rankers import PAPER_QUERIES, join, make, of_all_heads, row_count
 from claa_sglang.ranking.spec import RankerSpec
@@ -50,8 +51,9 @@ class Scorer(Protocol):
 
         Args:
             queries: post-RoPE, `[rows, heads, head_dim]`, all rows of the level.
-            key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included.
-            scaling: factor on the logits.
+            key_buffer: post-RoPE keys of the layer, `[slots, kv_heads, head_dim]`, this forward's included; of the
+                queries' dtype, or 8-bit floats.
+            scaling: factor on the logits, with that of 8-bit keys.
         """
 
     def merge(self, ranks: Ranks) -> None:
@@ -145,7 +147,7 @@ class TorchScorer:
         for scored in self._requests.values():
             with contain([scored.state], SCORING):
                 rows = slice(scored.first_row, scored.first_row + self._config.window)
-                keys = key_buffer[self._table[scored.table_row, : scored.tokens]]
+                keys = gather(key_buffer, self._table[scored.table_row, : scored.tokens], queries.dtype)
                 ranker = self._rankers[scored.request]
                 self._scores[scored.request].append(ranker.score_layer(queries[rows], keys, scaling=scaling))
 

@@ -16,29 +16,45 @@ from claa_sglang.ranking.spec import RankerSpec, parse
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
 
+FP8_CAPABILITY = (8, 9)  # the first with e4m3
+
+
+class UnsupportedKeys(RuntimeError):
+    """This GPU cannot score keys of this type."""
+
 
 def warm_up(
-    key_buffer: Tensor, heads: int, table: Tensor, boundaries: Sequence[BoundaryStore], config: ClaaConfig
+    key_buffer: Tensor,
+    heads: int,
+    dtype: torch.dtype,
+    table: Tensor,
+    boundaries: Sequence[BoundaryStore],
+    config: ClaaConfig,
 ) -> None:
     """Run every kernel once on next to nothing; does nothing where there is no GPU.
 
     Args:
         key_buffer: keys of one layer, `[slots, kv_heads, head_dim]`.
-        heads: query heads of this rank.
+        heads: query heads of this rank. dtype: of queries.
         table: the widened request table; its row 0 belongs to no request, and slot 0, which it lists, to nobody.
         boundaries: the boundary stores.
 
-    Raises what Triton raises, if a kernel does not compile or run.
+    Raises UnsupportedKeys, and what Triton raises, if a kernel does not compile or run.
     """
     if not table.is_cuda:
         return
+    if key_buffer.element_size() == 1 and torch.cuda.get_device_capability(table.device) < FP8_CAPABILITY:
+        raise UnsupportedKeys(
+            f"{torch.cuda.get_device_name(table.device)} has no fp8 e4m3 in its instructions, with which keys are "
+            "scored; use --kv-cache-dtype auto, or serve without --enable-claa"
+        )
     state = RequestState.dense_request(RequestOptions(), 0, "warm-up")
     # Another ranker that a request may ask for is compiled on its first one.
     ranker = in_kernels(parse(config.ranker), config) or in_kernels(RankerSpec(), config)
     assert ranker is not None
     scorer = KernelScorer([Scored(0, state, 0, 0, config.window + 1)], table, config, ranker)
     # Of one request with one position before its window.
-    queries = key_buffer.new_zeros(config.window, heads, key_buffer.shape[-1])
+    queries = torch.zeros(config.window, heads, key_buffer.shape[-1], dtype=dtype, device=table.device)
     mass = torch.zeros(key_buffer.shape[1], device=table.device)
     slot = torch.zeros(1, dtype=torch.int64, device=table.device)
 

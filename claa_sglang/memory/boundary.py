@@ -29,7 +29,7 @@ class BoundaryStore:
     Args:
         buffers: K and V buffers of the late layers, each `[slots, heads, head_dim]`, contiguous.
         hidden_size: H, elements of one hidden state.
-        dtype: dtype of the hidden states; must be the buffers'.
+        dtype: dtype of the hidden states; the buffers', or these have 8 bits, which hold a part of an element each.
 
     Raises:
         BoundaryTooWide: the buffers hold too few elements per slot: 2 H in 16 bits, H in 32 (`state_room.py`).
@@ -38,8 +38,11 @@ class BoundaryStore:
 
     def __init__(self, buffers: Sequence[Tensor], hidden_size: int, dtype: torch.dtype) -> None:
         rows = [b.view(b.shape[0], -1) for b in buffers]
-        if any(b.dtype != dtype for b in rows):
-            raise ValueError(f"KV buffers must have the model's dtype {dtype} to hold boundary states")
+        if any(b.dtype != dtype and b.element_size() > 1 for b in rows):
+            raise ValueError(f"KV buffers must have the model's dtype {dtype}, or 8 bits, to hold boundary states")
+        if any(b.shape[1] * b.element_size() % dtype.itemsize for b in rows):
+            raise ValueError(f"rows of {[b.shape[1] for b in rows]} elements hold a part of an element of {dtype}")
+        rows = [b if b.dtype == dtype else b.view(dtype) for b in rows]
         width = sum(b.shape[1] for b in rows)
         if width < (needed := state_width(hidden_size, dtype.itemsize)):
             raise BoundaryTooWide(

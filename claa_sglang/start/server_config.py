@@ -13,6 +13,7 @@ from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.config.flags import HELP, ClaaFlags, written
+from claa_sglang.config.kv_type import KvType, kv_type
 from claa_sglang.config.profile_choice import Choice, Model, choose
 from claa_sglang.config.profile_model import describe
 from claa_sglang.config.state_room import Room
@@ -59,12 +60,13 @@ def _room(server_args: Any, model: Any) -> Room | None:
     """What a slot's KV rows hold on one rank; None for attention that is refused anyway, as it has no such rows."""
     if model.attention_arch.name != "MHA":
         return None
-    heads = model.get_num_kv_heads(server_args.tp_size)
+    heads, own = model.get_num_kv_heads(server_args.tp_size), model.dtype.itemsize
+    is_fp8 = kv_type(server_args.kv_cache_dtype, str(model.dtype), model.hf_quant_config) is KvType.FP8
     return Room(
         num_layers=model.num_hidden_layers,
         hidden_size=model.hidden_size,
-        layer_width=heads * (model.head_dim + model.v_head_dim),
-        element_bytes=model.dtype.itemsize,
+        layer_width=heads * (model.head_dim + model.v_head_dim) // (own if is_fp8 else 1),
+        element_bytes=own,
     )
 
 

@@ -24,7 +24,7 @@ from claa_sglang.ranking.carry import carry
 from claa_sglang.ranking.spec import parse
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
-from tests.paged import Batch, Shape, make_batch
+from tests.paged import Batch, Shape, dequantised, make_batch
 
 pytestmark = pytest.mark.gpu
 
@@ -46,6 +46,8 @@ SHAPES = [
     Shape((131072,), 8, 32, 8, 128, BF16),
     Shape((131072, 50000), 8, 9, 3, 64, FP16),
     Shape((131072,), 8, 8, 2, 256, BF16),
+    Shape((8192, 1000), 32, 32, 8, 128, BF16, fp8_keys=True),
+    Shape((2000, 40), 32, 8, 1, 128, FP32, fp8_keys=True),
 ]
 
 
@@ -75,6 +77,7 @@ def mass_of(batch: Batch, shape: Shape, queries: int | None = None, peaks: bool 
 def reference_mass(batch: Batch, shape: Shape, queries: int | None = None, peaks: bool = False) -> list[Tensor]:
     """fp64 `[kv_heads, N-W]` per request, a KV head at a time."""
     window, group, out = shape.window, shape.heads // shape.kv_heads, []
+    batch = dequantised(batch)
     queries = queries or window
     future = torch.ones(queries, queries, dtype=torch.bool, device=batch.q.device).triu(1)
     for first_row, table_row, tokens in batch.requests[OF_QUERIES].T.tolist():

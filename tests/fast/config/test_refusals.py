@@ -75,6 +75,8 @@ def _gemma3n() -> hf.PretrainedConfig:
 
 
 FP8_KV = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+INT8_KV = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "int"}}
+FP4_KV = {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "NVFP4"}}
 MODELOPT = {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
 MODELS: dict[str, tuple[str, Callable[[], hf.PretrainedConfig]]] = {
     "llama": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE)),
@@ -111,6 +113,8 @@ MODELS: dict[str, tuple[str, Callable[[], hf.PretrainedConfig]]] = {
     "mllama": ("MllamaForConditionalGeneration", _mllama),
     "llama-v8": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, head_dim=16, v_head_dim=8)),
     "llama-fp8-kv": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, quantization_config=FP8_KV)),
+    "llama-int8-kv": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, quantization_config=INT8_KV)),
+    "llama-modelopt-fp4-kv": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, quantization_config=FP4_KV)),
     "llama-modelopt": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**SHAPE, quantization_config=MODELOPT)),
 }
 TP2 = {"tp_size": 2}
@@ -183,10 +187,10 @@ CASES = (
     # Only for hybrid models on a GPU.
     Case("unified-memory", stated={"enable_unified_memory": True}),
     Case("unified-memory", stated={"enable_page_major_kv_layout": True}),
-    Case("kv-dtype", {"kv_cache_dtype": "fp8_e4m3"}),
+    Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
     Case("kv-dtype", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
-    Case("kv-dtype", model="llama-fp8-kv"),
-    Case("kv-dtype", model="llama-modelopt"),
+    Case("kv-dtype", model="llama-int8-kv"),
+    Case("kv-dtype", model="llama-modelopt-fp4-kv"),
     Case("memory-saver", {"enable_memory_saver": True}),
     Case("weight-offload", {"cpu_offload_gb": 1}),
     Case("weight-offload", {"offload_group_size": 2}),
@@ -278,6 +282,11 @@ def test_no_other_rule_fires(case: Case, model_path: Callable[[str], Path]) -> N
     assert set(found) <= {case.rule}
 
 
+@pytest.mark.parametrize("model", ["llama-fp8-kv", "llama-modelopt"])
+def test_checkpoints_that_record_fp8_kv_violate_nothing(model: str, model_path: Callable[[str], Path]) -> None:
+    assert violations(Case("", CUDA, model=model), model_path(model)) == []
+
+
 @pytest.mark.parametrize("model", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "granite", "gemma"])
 def test_supported_families_violate_nothing(model: str, model_path: Callable[[str], Path]) -> None:
     assert violations(Case("", model=model), model_path(model)) == []
@@ -297,6 +306,8 @@ PLAIN = (
     CUDA,
     {**CUDA, "attention_backend": "flashinfer"},
     {**CUDA, "attention_backend": "triton"},
+    {**CUDA, "attention_backend": "triton", "page_size": 16, "kv_cache_dtype": "fp8_e4m3"},
+    {**CUDA, "prefill_attention_backend": "fa3", "decode_attention_backend": "flashinfer"},
     {**CUDA, "disable_cuda_graph": False},  # fa3 with SGLang's default graphs
     {**CUDA, "disable_cuda_graph": False, "attention_backend": "flashinfer"},
     {**CUDA, "disable_cuda_graph": False, "attention_backend": "triton"},

@@ -30,13 +30,15 @@ LLAMA_8B = Room(num_layers=32, hidden_size=4096, layer_width=2 * 8 * 128, elemen
 def test_the_last_prune_layer(room: Room, last: int) -> None:
     assert room.last_prune_layer == last
     dtype = torch.bfloat16 if room.element_bytes == 2 else torch.float32
+    own, fp8 = (room.layer_width, dtype), (room.layer_width * dtype.itemsize, torch.float8_e4m3fn)
     for prune_layer in range(room.num_layers - 1):
-        buffers = [torch.empty(1, 1, room.layer_width, dtype=dtype)] * (room.num_layers - 1 - prune_layer)
-        if prune_layer <= last:
-            BoundaryStore(buffers, room.hidden_size, dtype)
-        else:
-            with pytest.raises(BoundaryTooWide):
+        for width, kind in (own, fp8):  # as many bytes
+            buffers = [torch.empty(1, 1, width, dtype=kind)] * (room.num_layers - 1 - prune_layer)
+            if prune_layer <= last:
                 BoundaryStore(buffers, room.hidden_size, dtype)
+            else:
+                with pytest.raises(BoundaryTooWide):
+                    BoundaryStore(buffers, room.hidden_size, dtype)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ CASES = [(COMMON, c) for c in SHARED] + [(Shape((300,), 64, 7, 1, 256, BF16), c)
 CASES += [(Shape((300,), 8, 9, 3, 64, FP16), 90), (Shape((300,), 8, 16, 1, 96, BF16), 80)]
 CASES += [(Shape((300,), 4, 4, 2, 192, FP16), 90), (Shape((300,), 1, 4, 2, 16, FP32), 90)]
 CASES += [(Shape((300,), 8, 8, 1, 128, FP32), 100)]
+# Keys of 8 bits: e4m3 begins with sm_89.
+CASES += [(COMMON._replace(fp8_keys=True), c) for c in (90, 100)]
 # The window that the server has unless told otherwise.
 WINDOW = Shape((300,), 32, 8, 2, 128, BF16)
 RANKERS = {"claa": (32, True), "paper": (8, False), "last": (1, False)}  # queries, peaks

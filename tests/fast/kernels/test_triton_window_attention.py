@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from claa_sglang.kernels import naive
 from tests import interpreter
-from tests.paged import Batch, Shape, make_batch
+from tests.paged import Batch, Shape, dequantised, make_batch
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SHAPES = [
@@ -25,6 +25,7 @@ SHAPES = [
     Shape((33,), 4, 5, 5, 256, FP16),  # no grouping
     Shape((140,), 130, 2, 2, 16, FP32),  # most of the prompt is window: whole tiles of keys are in a row's future
     Shape((70,), 8, 4, 2, 128, FP32),
+    Shape((40, 9, 70), 8, 9, 3, 64, BF16, fp8_keys=True),
 ]
 # Fewer queries than the window has, which all see the window's tokens before them: those are in the softmax alone.
 LAST_QUERIES = [
@@ -57,7 +58,7 @@ def run(kernel: Any, batch: Batch, shape: Shape, scaling: float | None = None, *
 
 def expected(batch: Batch, shape: Shape, scaling: float | None = None, **of: Any) -> Tensor:
     scaling = shape.dim**-0.5 if scaling is None else scaling
-    return naive.window_mass(*batch[:4], window=shape.window, scaling=scaling, **of)
+    return naive.window_mass(*dequantised(batch)[:4], window=shape.window, scaling=scaling, **of)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -140,7 +140,31 @@ def test_too_narrow_says_what_to_do() -> None:
         BoundaryStore(make_buffers([2, 4]), 7, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=20, deadline=None)
+@given(hidden=st.integers(1, 23), widths=st.lists(st.integers(1, 9), min_size=8, max_size=8), seed=st.integers(0, 99))
+def test_rows_of_8_bits_hold_states_bit_for_bit(dtype: torch.dtype, hidden: int, widths: list[int], seed: int) -> None:
+    widths = [4 * 4 * width for width in widths]
+    buffers = [random_bits(SLOTS, width, torch.float8_e4m3fn, seed).view(SLOTS, 4, -1) for width in widths]
+    before = [bits(buffer).clone() for buffer in buffers]
+    store = BoundaryStore(buffers, hidden, dtype)
+    assert store.is_pair == (sum(widths) >= 2 * hidden * dtype.itemsize)
+    h, r = (random_bits(3, hidden, dtype, seed + i) for i in range(2))
+    slots = torch.tensor([7, 2, 10])
+    store.store(slots, h, r)
+    got_h, got_r = store.load(slots)
+    kept = (h, r) if store.is_pair else (h + r, torch.zeros_like(r))
+    assert torch.equal(bits(got_h), bits(kept[0])) and torch.equal(bits(got_r), bits(kept[1]))
+    others = [slot for slot in range(SLOTS) if slot not in slots]
+    assert all(torch.equal(bits(now)[others], was[others]) for now, was in zip(buffers, before, strict=True))
+
+
+def test_rows_that_end_inside_an_element_are_refused() -> None:
+    with pytest.raises(ValueError, match="part of an element"):
+        BoundaryStore(make_buffers([7], torch.float8_e4m3fn), 1, torch.bfloat16)
+
+
 def test_another_dtype_is_refused() -> None:
-    # An fp8 KV cache would round the states.
+    # Rows of 16 bits would round states of 32.
     with pytest.raises(ValueError, match="dtype torch.float32"):
         BoundaryStore([*make_buffers([64]), *make_buffers([64], torch.bfloat16)], 4, torch.float32)
