@@ -99,12 +99,20 @@ def head_dim(model: Mapping[str, Any]) -> int:
 
 
 def step_bytes(
-    model: Mapping[str, Any], itemsize: int, batch: int, tokens: int, generated: float, depth: Depth, keep_rate: float
+    model: Mapping[str, Any],
+    itemsize: int,
+    batch: int,
+    tokens: int,
+    generated: float,
+    depth: Depth,
+    keep_rate: float,
+    kv_itemsize: int | None = None,
 ) -> float:
     """Bytes that one decoding step of `batch` requests reads. keep_rate 1 is a dense request.
 
-    tokens: of each prompt. generated: tokens each request has generated so far, on average; they are in every layer.
+    itemsize: bytes of a weight. kv_itemsize: of a number in the cache; None for as many. tokens: of each prompt.
+    generated: tokens each request has generated so far, on average; they are in every layer.
     """
     prompt = tokens * depth.early + int(keep_rate * tokens) * depth.late
     cached = prompt + generated * depth.layers
-    return weight_bytes(model, itemsize) + batch * cached * kv_bytes(model, itemsize)
+    return weight_bytes(model, itemsize) + batch * cached * kv_bytes(model, kv_itemsize or itemsize)

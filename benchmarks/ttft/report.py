@@ -102,9 +102,18 @@ def _row(record: Record, series: Series) -> Row:
         depth = Depth(record.shape["num_hidden_layers"], record.prune_layer)
         batch = record.settings["decode_batch"]
         row.step_bytes = step_bytes(
-            record.shape, record.itemsize, batch, series.tokens, DECODE_TOKENS / 2, depth, 1.0 if rate is None else rate
+            record.shape,
+            record.itemsize,
+            batch,
+            series.tokens,
+            DECODE_TOKENS / 2,
+            depth,
+            1.0 if rate is None else rate,
+            kv_itemsize=1 if record.settings.get("kv_cache_dtype", "").startswith("fp8") else None,
         )
-        row.bandwidth_share = row.step_bytes / row.value.median / record.bandwidth if record.bandwidth else None
+        ranks = record.settings.get("tp_size", 1)  # each reads its own part, from its own memory
+        if record.bandwidth:
+            row.bandwidth_share = row.step_bytes / row.value.median / (ranks * record.bandwidth)
     if record.model == targets.SHAPE:
         row.verdicts = _verdicts(row, statistics.median(stock) if stock else None)
     return row

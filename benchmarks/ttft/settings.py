@@ -47,8 +47,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_tokens: int
     rate_requests: int
     tp_size: int = 1
+    attention_backend: str = ""
+    page_size: int = 0
+    kv_cache_dtype: str = ""
 
 
+# Options of every engine, as SGLang names them; what is empty is left to SGLang.
+OF_EVERY_ENGINE = ("tp_size", "attention_backend", "page_size", "kv_cache_dtype")
 HELP: dict[str, str] = {
     "lengths": "prompt tokens, scenario cold",
     "dense_lengths": "prompt tokens, scenario dense",
@@ -74,6 +79,9 @@ HELP: dict[str, str] = {
     "rate_tokens": "prompt tokens, scenario rates",
     "rate_requests": "requests at each rate",
     "tp_size": "tensor-parallel ranks of every engine",
+    "attention_backend": "of every engine; SGLang's choice if not given",
+    "page_size": "tokens of a page, in every engine; SGLang's choice if not given",
+    "kv_cache_dtype": "of every engine; the model's if not given",
 }
 
 # What runs when nothing is said: on a GPU what the targets name, on the CPU engine what takes minutes.

@@ -30,6 +30,7 @@ from benchmarks.ttft.settings import (
     DECODE_TOKENS,
     DENSE_TOKENS,
     MIXED_SHORTS,
+    OF_EVERY_ENGINE,
     QUESTION,
     SHORT,
     TURN_ANSWER,
@@ -100,8 +101,7 @@ def engine_options(
     elif longest >= positions:
         raise ValueError(f"{model.name} has {positions} positions, too few for {longest} tokens: shorten the prompts")
     common = {**model.options, "chunked_prefill_size": chunk, "random_seed": 0, **(GPU_OPTIONS if gpu else CPU_OPTIONS)}
-    if settings.tp_size > 1:
-        common["tp_size"] = settings.tp_size
+    common |= {name: value for name in OF_EVERY_ENGINE if (value := getattr(settings, name))}
     options = {}
     for name, tokens in kv_tokens(demands, max(settings.keep_rates)).items():
         options[name] = {**common, "max_total_tokens": tokens}

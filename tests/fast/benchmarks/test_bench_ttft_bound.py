@@ -57,6 +57,7 @@ def test_bytes_of_a_step_counted_by_hand() -> None:
     depth = Depth(3, 0)
     assert step_bytes(model, 2, 4, 100, 10, depth, 1.0) == 2 * (weights + 4 * token * 3 * 110)
     assert step_bytes(model, 2, 4, 100, 10, depth, 0.25) == 2 * (weights + 4 * token * (110 + 2 * 35))
+    assert step_bytes(model, 2, 4, 100, 10, depth, 1.0, kv_itemsize=1) == 2 * weights + 4 * token * 3 * 110
 
 
 def test_bytes_of_a_step_of_llama_agree_with_what_was_measured() -> None:

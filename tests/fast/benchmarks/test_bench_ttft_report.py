@@ -125,6 +125,8 @@ def test_decoding_reports_its_share_of_the_bandwidth() -> None:
     assert stock.bandwidth_share == pytest.approx(stock.step_bytes / 0.02505 / 4e12)
     assert pruned.step_bytes == pytest.approx(15.0e9 + 0.6 * (stock.step_bytes - 15.0e9), rel=0.01)
     assert row(msgspec.structs.replace(made, bandwidth=None), STOCK).bandwidth_share is None
+    two = msgspec.structs.replace(made, settings={**made.settings, "tp_size": 2})
+    assert row(two, STOCK).bandwidth_share == pytest.approx(stock.bandwidth_share / 2)  # each rank reads its part
 
 
 def test_the_table_has_every_claim() -> None:
