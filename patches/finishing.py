@@ -56,10 +56,15 @@ class Cached(NamedTuple):
 
 
 def remember(result: Any, self: Any, req: Any, **_kwargs: Any) -> Any:
-    """AFTER `UnifiedRadixCache.checkpoint_into_tree`: what a pruned request leaves at its end waits to be finished."""
+    """AFTER `UnifiedRadixCache.checkpoint_into_tree`: what a pruned request leaves at its end waits to be finished.
+
+    That a request ended is noted of any.
+    """
     finishing = attached.finishing.find(self.req_to_token_pool)
-    state = pruned_state(req)
-    if finishing is None or state is None or not req.finished() or not self.supports_prefix_sharing():
+    if finishing is None or not req.finished() or not self.supports_prefix_sharing():
+        return result
+    finishing.ended()
+    if (state := pruned_state(req)) is None:
         return result
     if isinstance(req.finished_reason, FINISH_ABORT) or req.session is not None:
         return result  # nobody goes on from it, or a session of SGLang's keeps it

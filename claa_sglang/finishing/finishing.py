@@ -12,8 +12,9 @@ from claa_sglang.finishing.finished import Finished
 from claa_sglang.finishing.queue import FinishQueue
 
 QUIET = 0.1  # seconds without a forward before the first step
-# The same where requests keep coming: BUSY of them or more, one after the other, within BUSY_SECONDS. One that arrives
-# would find a step before it in every gap; with four a second, one gap in eight is as long as this.
+# The same where requests keep coming: BUSY of them or more ended within BUSY_SECONDS. One that arrives would find a step
+# before it in every gap; with four a second, one gap in eight is as long as this. Requests are counted, not the gaps
+# between them: at a high load several end before there is one.
 BUSY_QUIET, BUSY, BUSY_SECONDS = 0.5, 4, 2.0
 
 
@@ -26,7 +27,7 @@ class Finishing:
         prefixes, tokens: made dense since the start. steps, seconds: that it took.
         clock: seconds that only grow.
         granted: of several tensor-parallel ranks, each is told when a step is due: while so many forwards have run.
-        ends: when the server had nothing more to do, the latest times.
+        ends: when requests ended, the latest times.
     """
 
     queue: FinishQueue = field(default_factory=FinishQueue)
@@ -39,6 +40,11 @@ class Finishing:
     granted: int | None = None
     ends: deque[float] = field(default_factory=lambda: deque([-math.inf], maxlen=BUSY))
     _forwards: int = -1
+    _quiet_since: float = -math.inf
+
+    def ended(self) -> None:
+        """A request of anybody's ended."""
+        self.ends.append(self.clock())
 
     def is_due(self, forwards: int) -> bool:
         """Whether something waits and no forward ran for a while. forwards: how many ran so far.
@@ -48,9 +54,9 @@ class Finishing:
         now = self.clock()
         if forwards != self._forwards:
             self._forwards = forwards
-            self.ends.append(now)
+            self._quiet_since = now
         busy = len(self.ends) == BUSY and now - self.ends[0] < BUSY_SECONDS
-        return len(self.queue) > 0 and now - self.ends[-1] >= (BUSY_QUIET if busy else QUIET)
+        return len(self.queue) > 0 and now - self._quiet_since >= (BUSY_QUIET if busy else QUIET)
 
     def is_granted(self, forwards: int) -> bool:
         """As `is_due`, of each of several ranks: whether the first one said so, which alone asks the clock. Once."""
