@@ -63,6 +63,7 @@ def _made_plan(result: Any, batch: Any, runner: Any) -> BatchPlan | None:
             table_stride=slots.stride,
             num_steps=slots.num_steps,
         )
+    decoding = {id(req) for req in batch.decoding_reqs or ()}
     return plan_extend(
         states,
         rows=rows,
@@ -71,6 +72,7 @@ def _made_plan(result: Any, batch: Any, runner: Any) -> BatchPlan | None:
         last_chunk=[req.extend_end == len(req.full_untruncated_fill_ids) for req in batch.reqs],
         table_stride=slots.stride,
         num_steps=slots.num_steps,
+        decoding=[id(req) in decoding for req in batch.reqs],
     )
 
 

@@ -133,8 +133,6 @@ RULES: tuple[Rule, ...] = (
          or f.args.encoder_only or f.args.language_only or f.args.enable_pdmux or f.args.enable_pd_role_switch,
          "prefill and decode in different places would have to send late slots along",
          _DROP.format("--disaggregation-mode, --encoder-only, --language-only and --enable-pdmux")),
-    Rule("mixed-chunk", _flag("enable_mixed_chunk"),
-         "batches that mix prefill chunks with decode rows have no late view", _DROP.format("--enable-mixed-chunk")),
     Rule("two-batch-overlap", _flag("enable_two_batch_overlap", "enable_single_batch_overlap"),
          "overlapped half batches split a batch behind the late view's back",
          _DROP.format("--enable-two-batch-overlap and --enable-single-batch-overlap")),

@@ -12,9 +12,9 @@ from claa_sglang.finishing.finished import Finished
 from claa_sglang.finishing.queue import FinishQueue
 
 QUIET = 0.1  # seconds without a forward before the first step
-# The same where requests keep coming: BUSY of them or more ended within BUSY_SECONDS. One that arrives would find a step
-# before it in every gap; with four a second, one gap in eight is as long as this. Requests are counted, not the gaps
-# between them: at a high load several end before there is one.
+# The same where requests keep coming: BUSY of them or more ended within BUSY_SECONDS. One that arrives would find a
+# step before it in every gap; with four a second, one gap in eight is as long as this. Requests are counted, not the
+# gaps between them: at a high load several end before there is one.
 BUSY_QUIET, BUSY, BUSY_SECONDS = 0.5, 4, 2.0
 
 

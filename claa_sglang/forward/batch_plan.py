@@ -98,10 +98,12 @@ def plan_extend(
     last_chunk: Sequence[bool],
     table_stride: int,
     num_steps: int,
+    decoding: Sequence[bool] | None = None,
 ) -> BatchPlan | None:
     """Plan a prefill batch; None when no request in it is pruned (the stock path).
 
-    Of a pruned request whose prompt is complete, the late layers compute the rows of its state's `late_spans`.
+    Of a pruned request whose prompt is complete, the late layers compute the rows of its state's `late_spans`; of one
+    that decodes, its token.
 
     Args:
         states: per request, its state; None or a dense state means the stock path.
@@ -110,6 +112,7 @@ def plan_extend(
         last_chunk: per request, whether the chunk ends its prompt: every token has been, or is, in the early layers.
         table_stride: rows of the stock table; the late row of level i is `row + i * table_stride`.
         num_steps: prune steps of the configuration.
+        decoding: per request, whether its one token is a generated one (`--enable-mixed-chunk`); None: of nobody.
     """
     pruned = [s if s is not None and s.pruned else None for s in states]
     if not any(pruned):
@@ -118,15 +121,17 @@ def plan_extend(
     ends = [0] * (num_steps + 1)
     for i, state in enumerate(pruned):
         seq_len = prefix_lens[i] + extend_lens[i]
-        complete = last_chunk[i]
+        decodes = decoding is not None and decoding[i]
+        complete = last_chunk[i] or decodes
         for level in range(num_steps + 1):
             row, prefix, length = rows[i], prefix_lens[i], seq_len
             if state is not None and level > 0:
                 if not complete:
                     break
                 row += level * table_stride
-                prefix, length = state.progress.late_spans[level - 1]
-                complete = length == late_len(state, level, seq_len)
+                whole = late_len(state, level, seq_len)
+                prefix, length = (whole - 1, whole) if decodes else state.progress.late_spans[level - 1]
+                complete = length == whole
             start, ends[level] = ends[level], ends[level] + length - prefix
             levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete))
     return BatchPlan(tuple(tuple(level) for level in levels), decode=False)

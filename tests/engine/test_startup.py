@@ -110,11 +110,12 @@ def test_a_scheduler_that_does_not_do_as_asked_stops_the_server(
 
 def test_refusals_come_together_at_once_and_without_a_traceback(model: Path) -> None:
     began = time.monotonic()
-    flags = ("--enable-claa", "--enable-mixed-chunk", "--kv-canary", "log", "--claa-keep-rate", "7")
+    lora = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "q_proj")
+    flags = ("--enable-claa", *lora, "--kv-canary", "log", "--claa-keep-rate", "7")
     default = ("--preferred-sampling-params", '{"custom_params": {"claa": {"keep_rate": 8}}}')
     log = start_failure(model, NO_TOKENIZER, *flags, *default)
     wrong_default = "--preferred-sampling-params: custom_params.claa.keep_rate: got 8 (int), must be a number above 0"
-    for word in ("[mixed-chunk]", "[kv-canary]", "--claa-keep-rate 7", wrong_default, "Remedy:"):
+    for word in ("[lora]", "[kv-canary]", "--claa-keep-rate 7", wrong_default, "Remedy:"):
         assert word in log
     assert "Traceback" not in log and "Load weight begin" not in log
     assert time.monotonic() - began < servers.START_TIMEOUT / 2
@@ -272,13 +273,13 @@ import sglang
 if __name__ == "__main__":
     sglang.Engine(
         model_path=sys.argv[1], skip_tokenizer_init=True, device="cpu", attention_backend="torch_native",
-        enable_claa=True, enable_mixed_chunk=True)
+        enable_claa=True, kv_canary="log")
 """
 
 
 def test_an_engine_that_is_refused(model: Path, tmp_path: Path) -> None:
     done = run_engines(ENGINE, tmp_path, model)
-    assert done.returncode == 1 and "StartupError" in done.stderr and "[mixed-chunk]" in done.stderr
+    assert done.returncode == 1 and "StartupError" in done.stderr and "[kv-canary]" in done.stderr
 
 
 def run_engines(code: str, directory: Path, model: Path) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,7 @@ class Request:
     state: RequestState | None
     length: int = 0
     total: int = 0
+    decodes: bool = False  # in the last forward
     boundary: set[int] = field(default_factory=set)
 
     @property
@@ -172,17 +174,25 @@ class World:
 
     # --- forwards ---
 
-    def extend(self, chunks: list[tuple[Request, int]], late_rows: int | None = None) -> dict[Request, Tensor]:
-        """Prefill the next `n` tokens of each request: what the logits processor gets, per request.
+    def extend(
+        self, chunks: list[tuple[Request, int]], late_rows: int | None = None, decoding: Sequence[Request] = ()
+    ) -> dict[Request, Tensor]:
+        """Prefill the next `n` tokens of each request, and one more token of each that is decoding: what the logits
+        processor gets, per request.
 
         late_rows: most rows of late prefills in this step, after each prune. What is left of one takes its last page
             with it.
         """
+        for request in decoding:
+            request.total += 1
+        chunks = [*chunks, *((request, 1) for request in decoding)]
         requests, extend = [r for r, _ in chunks], [n for _, n in chunks]
+        for request in requests:
+            request.decodes = request in decoding
         prefix = [r.length for r in requests]
         self._grow(requests, extend)
         late = LateRows(late_rows, len(self.config.steps), WINDOW)
-        finished = [self._advance(late, request) for request in requests]
+        finished = [request.decodes or self._advance(late, request) for request in requests]
         plan = plan_extend(
             [r.state for r in requests],
             rows=[r.row for r in requests],
@@ -191,6 +201,7 @@ class World:
             last_chunk=[r.length == r.total for r in requests],
             table_stride=STRIDE,
             num_steps=len(self.config.steps),
+            decoding=[r.decodes for r in requests],
         )
         assert plan is not None
         batch = self._batch(requests, extend)
@@ -218,7 +229,7 @@ class World:
     def decode(self, requests: list[Request]) -> Tensor:
         """One more token of each request."""
         for request in requests:
-            request.total += 1
+            request.total, request.decodes = request.total + 1, True
         self._grow(requests, [1] * len(requests))
         plan = plan_decode(
             [r.state for r in requests],
@@ -376,7 +387,7 @@ def check(world: World, requests: list[Request]) -> None:
             else:
                 kept = kept_positions(world, request)[level - 1]
                 late = [t for t in everything if t[1] in kept or t[1] >= request.prompt]
-                start, end = (0, len(late)) if world.last.plan.decode else spans[level - 1]
+                start, end = (0, len(late)) if request.decodes else spans[level - 1]
                 assert read == (late[:end] if end > start else None)
 
 

@@ -48,7 +48,7 @@ def patched():
 
 report = {"loaded": patched(), "plain": type(start()).__name__, "after plain": patched()}
 report["patches"] = sorted(name for name in sys.modules if name.startswith("claa_sglang.patches."))
-report["refused"] = start(enable_claa=True, enable_mixed_chunk=True, kv_canary="log", claa_keep_rate=2.0)
+report["refused"] = start(enable_claa=True, cpu_offload_gb=1, kv_canary="log", claa_keep_rate=2.0)
 report["after refused"] = patched()
 stock = scheduler.Scheduler.get_init_info
 scheduler.Scheduler.get_init_info = lambda self, extra: None
@@ -100,7 +100,7 @@ def test_without_the_flag_only_the_arguments_know_of_it(report: dict[str, Any]) 
 
 def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_hooked(report: dict[str, Any]) -> None:
     text = report["refused"]
-    for word in ("[mixed-chunk]", "[kv-canary]", "--claa-keep-rate 2.0", "Remedy:", versions.installed("sglang")):
+    for word in ("[weight-offload]", "[kv-canary]", "--claa-keep-rate 2.0", "Remedy:", versions.installed("sglang")):
         assert word in text
     assert report["after refused"] == report["loaded"]
 

@@ -130,7 +130,6 @@ CASES = (
     Case("disaggregation", stated={"language_only": True}),
     # Only with a decoupled drafter that answers.
     Case("disaggregation", stated={"decoupled_spec_role": "verifier"}),
-    Case("mixed-chunk", {"enable_mixed_chunk": True}),
     Case("two-batch-overlap", {"enable_two_batch_overlap": True}),
     Case("two-batch-overlap", {"enable_single_batch_overlap": True}),
     # Only for diffusion models.
@@ -297,6 +296,7 @@ PLAIN = (
     {"disable_radix_cache": True},
     {"chunked_prefill_size": -1},
     {"chunked_prefill_size": WINDOW},
+    {"enable_mixed_chunk": True},
     {"dp_size": 2},
     {"kv_cache_dtype": "bf16", "dtype": "bfloat16"},
     {"disable_overlap_schedule": True},
@@ -331,8 +331,8 @@ def test_every_rule_says_why_and_what_to_do() -> None:
 
 
 def test_all_violated_rules_are_reported_together(model_path: Callable[[str], Path]) -> None:
-    found = violations(Case("", {"enable_mixed_chunk": True, "kv_canary": "log"}), model_path("llama"))
-    assert found == ["mixed-chunk", "kv-canary"]
+    found = violations(Case("", {"cpu_offload_gb": 1, "kv_canary": "log"}), model_path("llama"))
+    assert found == ["weight-offload", "kv-canary"]
 
 
 def test_a_bad_default_is_refused_with_its_flag_and_range(model_path: Callable[[str], Path]) -> None:

@@ -309,3 +309,22 @@ def _random_request(world: World, live: list[Request]) -> Request:
         if (longest := min(donor.length, prompt - (WINDOW if pruned else 1))) > 0:
             world.hit(request, donor, rng.randint(1, longest))
     return request
+
+
+@STEPS
+@pytest.mark.parametrize("page", [1, 4], ids="pages of {}".format)
+def test_generated_tokens_beside_chunks_of_others(steps: tuple[PruneStep, ...], page: int) -> None:
+    """As with `--enable-mixed-chunk`: rows of a prefill forward that decode, at every level."""
+    world = World(steps, page=page)
+    pruned, dense, alone = world.add(text=1, prompt=30), world.add(text=4, prompt=9, pruned=False), world.add(1, 30)
+    world.extend([(pruned, 30), (dense, 9), (alone, 30)])
+    coming = world.add(text=2, prompt=40)
+    for chunk in (12, 28):
+        out = world.extend([(coming, chunk)], decoding=[pruned, dense])
+        check(world, [coming, pruned, dense])
+        assert out[pruned].tolist() == world.decode([alone]).tolist() == rows(1, [pruned.length - 1])
+        assert out[dense].tolist() == rows(4, [dense.length - 1])
+    assert out[coming][-1:].tolist() == rows(2, [39])
+    world.decode([coming, pruned, dense])
+    check(world, [coming, pruned, dense])
+    assert world.owned_twice() == []
