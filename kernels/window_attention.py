@@ -4,8 +4,8 @@ The scoring of CLAA (arXiv 2602.16054) without its pooling, for every request of
 scoring.py is the same in torch for one request, naive.py with plain loops.
 
 K is read twice and V never: once for the log-sum-exp, once for the probabilities. A caller that has the log-sum-exp
-passes it in, and the first reading is left out: paged_lse.py takes it from FlashInfer. Which of the two is faster is for
-a card's numbers to say (benchmarks/scorers.py); `--claa-scorer auto` measures it at start.
+passes it in, and the first reading is left out: paged_lse.py takes it from FlashInfer. Which of the two is faster, the
+numbers of a card decide: benchmarks/scorers.py has them in a table, and `--claa-scorer auto` measures them at start.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def window_mass(
     values of its whole KV head NaN, except -inf, whose weight is 0.
 
     Three launches: partial log-sum-exp, grid (row tiles * splits, kv_heads, R); its merge, grid (rows / 16, kv_heads,
-    R); mass, grid (tiles of keys, kv_heads, R). With `lse`, the last one alone. Products in the input dtype with fp32 sums (fp32 input: no TF32), the
-    rest in fp32, no atomics. Never waits for the GPU. Allocates the result and at most 1028 bytes for each request,
-    query head and query: no more for a longer prompt.
+    R); mass, grid (tiles of keys, kv_heads, R). With `lse`, the last one alone. Products in the input dtype with fp32
+    sums (fp32 input: no TF32), the rest in fp32, no atomics. Never waits for the GPU. Allocates the result and at most
+    1028 bytes for each request, query head and query: no more for a longer prompt.
 
     Raises:
         ValueError: shapes, dtypes or strides that do not fit.
