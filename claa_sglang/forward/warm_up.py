@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.scorer_choice import Choice, choose
 from claa_sglang.forward.scorers import KernelScorer, Scored, in_kernels
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking.spec import RankerSpec, parse
@@ -19,8 +20,8 @@ from claa_sglang.requests.state import RequestState
 
 def warm_up(
     key_buffer: Tensor, heads: int, table: Tensor, boundaries: Sequence[BoundaryStore], config: ClaaConfig
-) -> None:
-    """Run every kernel once on next to nothing; does nothing where there is no GPU.
+) -> Choice:
+    """Run every kernel once on next to nothing, and choose what scores; where there is no GPU, that is torch.
 
     Args:
         key_buffer: keys of one layer, `[slots, kv_heads, head_dim]`.
@@ -28,10 +29,10 @@ def warm_up(
         table: the widened request table; its row 0 belongs to no request, and slot 0, which it lists, to nobody.
         boundaries: the boundary stores.
 
-    Raises what Triton raises, if a kernel does not compile or run.
+    Raises what Triton raises, if a kernel does not compile or run, and RuntimeError if what is to score cannot.
     """
     if not table.is_cuda:
-        return
+        return Choice("torch", "there is no GPU", {})
     state = RequestState.dense_request(RequestOptions(), 0, "warm-up")
     # Another ranker that a request may ask for is compiled on its first one.
     ranker = in_kernels(parse(config.ranker), config) or in_kernels(RankerSpec(), config)
@@ -51,7 +52,12 @@ def warm_up(
     def move(boundary: BoundaryStore) -> None:
         boundary.store(slot, *boundary.load(slot))
 
-    _side_by_side([*looks, fold, *(partial(move, boundary) for boundary in boundaries)])
+    in_triton: list[Callable[[], object]] = [] if config.scorer == "torch" else [*looks, fold]
+    _side_by_side([*in_triton, *(partial(move, boundary) for boundary in boundaries)])
+    choice = choose(config, key_buffer, heads, table, ranker)
+    # Forwards run in another stream, and FlashInfer's workspace is one for all of them.
+    torch.cuda.synchronize(table.device)
+    return choice
 
 
 def _side_by_side(works: Sequence[Callable[[], object]]) -> None:
