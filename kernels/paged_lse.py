@@ -170,7 +170,8 @@ def by_kv_head(lse: Tensor, queries: int, kv_heads: int) -> Tensor:
     """fp32 `[R, kv_heads, queries * group]`, contiguous, of FlashInfer's `[R * queries, kv_heads * group]`."""
     rows, heads = lse.shape
     group = heads // kv_heads
-    return lse.view(rows // queries, queries, kv_heads, group).transpose(1, 2).reshape(-1, kv_heads, queries * group)
+    by_query = lse.view(rows // queries, queries, kv_heads, group)
+    return by_query.transpose(1, 2).contiguous().view(-1, kv_heads, queries * group)
 
 
 def _pinned(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:

@@ -67,13 +67,13 @@ def plan_of(batch: Batch, shape: Shape, queries: int) -> paged_lse.PagedLse:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("queries", [8, 1, 3])
+@pytest.mark.parametrize(("queries", "heads"), [(8, 6), (8, 2), (1, 6), (3, 14)], ids=str)
 @pytest.mark.parametrize("peaks", [False, True], ids=["sum", "max"])
 @pytest.mark.parametrize("tokens", [(40,), (70, 9, 33)], ids=str)
 def test_the_mass_with_it_equals_naive(
-    tokens: tuple[int, ...], queries: int, peaks: bool, wrapper: TorchWrapper
+    tokens: tuple[int, ...], queries: int, heads: int, peaks: bool, wrapper: TorchWrapper
 ) -> None:
-    shape = Shape(tokens, 8, 6, 2, 64, BF16)
+    shape = Shape(tokens, 8, heads, 2, 64, BF16)
     batch = make_batch(shape)
     window_mass = interpreter.load("window_attention").window_mass
     plan = plan_of(batch, shape, queries)
@@ -125,11 +125,15 @@ def test_host_numbers() -> None:
     assert paged_lse._workspace_bytes(132) == 2 * 4 * 2 * 132 * 129 * 128
 
 
-def test_layout_by_kv_head() -> None:
-    lse = torch.arange(2 * 3 * 4.0).view(6, 4)  # two requests, three queries, two KV heads of two query heads
-    got = paged_lse.by_kv_head(lse, 3, 2)
-    assert got.shape == (2, 2, 6) and got.is_contiguous()
-    for request in range(2):
-        for head in range(4):
-            for query in range(3):
-                assert got[request, head // 2, query * 2 + head % 2] == lse[request * 3 + query, head]
+@pytest.mark.parametrize("requests", [1, 2])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 4), (4, 1), (1, 1)])
+def test_layout_by_kv_head(requests: int, queries: int, heads: int, kv_heads: int) -> None:
+    lse, group = torch.randn(requests * queries, heads), heads // kv_heads
+    got = paged_lse.by_kv_head(lse, queries, kv_heads)
+    assert got.shape == (requests, kv_heads, queries * group) and got.is_contiguous()
+    for request in range(requests):
+        for head in range(heads):
+            for query in range(queries):
+                place = got[request, head // group, query * group + head % group]
+                assert place == lse[request * queries + query, head]
