@@ -58,7 +58,9 @@ def is_ready(dtype: torch.dtype, head_dim: int) -> bool:
 class PagedLse:
     """FlashInfer's plan for the windows of one batch; called once for each layer of one forward.
 
-    Made from host numbers alone. Neither making it nor calling it waits for the GPU.
+    Made from host numbers alone. Neither making it nor calling it waits for the GPU, but the first plans of a process,
+    which allocate: about 35 MiB on a GPU of 132 multiprocessors for all, and 8 MiB there and 8 MiB pinned for each plan
+    that is under way at once.
 
     Args:
         table: int32 `[table rows, columns]` on the GPU, last stride 1: the slots of a request's tokens, in any order.

@@ -27,6 +27,7 @@ RUNS, WARM = 9, 3
 # FlashInfer is taken where it is faster by so much. Closer than that, the same server would choose now one, now the
 # other, and Triton's scores do not depend on the batch.
 MARGIN = 0.05
+NOT_AT_HAND = "FlashInfer is not imported here, or its kernel for this model is not compiled"
 _AHEAD = 1_000_000  # GPU cycles of idling, in which the host launches what is timed
 
 
@@ -66,7 +67,7 @@ def choose(config: ClaaConfig, key_buffer: Tensor, heads: int, table: Tensor, ra
         return Choice(config.scorer, "as configured", {})
     tokens = min(TOKENS, key_buffer.shape[0], table.shape[1])
     if not paged_lse.is_ready(dtype, head_dim) or tokens <= config.window:
-        return Choice("triton", "FlashInfer's kernel for this model is not compiled", {})
+        return Choice("triton", NOT_AT_HAND, {})
     measured = {"triton": _median(_layer(KernelScorer, config, key_buffer, heads, table, ranker, tokens))}
     try:
         measured["flashinfer"] = _median(_layer(FlashInferScorer, config, key_buffer, heads, table, ranker, tokens))

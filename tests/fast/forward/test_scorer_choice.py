@@ -65,7 +65,7 @@ def test_auto_compiles_nothing_and_survives_what_fails(times: dict, monkeypatch:
     choice = chosen("auto")
     assert choice.scorer == "triton" and "FlashInfer failed: ValueError: no such kernel" in choice.reason
     monkeypatch.setattr(paged_lse, "is_ready", lambda dtype, head_dim: False)
-    assert chosen("auto") == Choice("triton", "FlashInfer's kernel for this model is not compiled", {})
+    assert chosen("auto") == Choice("triton", scorer_choice.NOT_AT_HAND, {})
 
 
 def test_auto_without_slots_for_a_request_is_triton(times: dict) -> None:
