@@ -3,8 +3,9 @@
 The scoring of CLAA (arXiv 2602.16054) without its pooling, for every request of a batch at once; fold.py does the rest.
 scoring.py is the same in torch for one request, naive.py with plain loops.
 
-Why not FlashInfer's log-sum-exp: its paged attention also reads V, which nobody needs here, and is planned on the host.
-Here K is read twice and nothing else: once for the log-sum-exp, once for the probabilities.
+K is read twice and V never: once for the log-sum-exp, once for the probabilities. A caller that has the log-sum-exp
+passes it in, and the first reading is left out: paged_lse.py takes it from FlashInfer. Which of the two is faster, the
+numbers of a card decide: benchmarks/scorers.py has them in a table, and `--claa-scorer auto` measures them at start.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def window_mass(
     positions: int,
     queries: int | None = None,
     peaks: bool = False,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """Attention mass of each token before the window, per KV head, not pooled; or the largest weight of any query.
 
@@ -65,6 +67,8 @@ def window_mass(
         positions: the sum of N-W over all requests.
         queries: Q, 1 to W; None for W.
         peaks: the maximum over queries and group instead of the sum.
+        lse: fp32 `[R, kv_heads, Q * group]`, contiguous, where it is known already: lse[h, w] to the base 2, that is
+            times log2(e), with h = kv_head * group + g at `[request, kv_head, w * group + g]`. None computes it.
 
     Returns:
         fp32 `[kv_heads * positions]`: the `[kv_heads, N-W]` of each request, one after the other.
@@ -73,9 +77,9 @@ def window_mass(
     values of its whole KV head NaN, except -inf, whose weight is 0.
 
     Three launches: partial log-sum-exp, grid (row tiles * splits, kv_heads, R); its merge, grid (rows / 16, kv_heads,
-    R); mass, grid (tiles of keys, kv_heads, R). Products in the input dtype with fp32 sums (fp32 input: no TF32), the
-    rest in fp32, no atomics. Never waits for the GPU. Allocates the result and at most 1028 bytes for each request,
-    query head and query: no more for a longer prompt.
+    R); mass, grid (tiles of keys, kv_heads, R). With `lse`, the last one alone. Products in the input dtype with fp32
+    sums (fp32 input: no TF32), the rest in fp32, no atomics. Never waits for the GPU. Allocates the result and at most
+    1028 bytes for each request, query head and query: no more for a longer prompt.
 
     Raises:
         ValueError: shapes, dtypes or strides that do not fit.
@@ -93,33 +97,36 @@ def window_mass(
         raise ValueError(f"window_mass: queries {queries} must be 1 to {window}, the window")
     count, group = requests.shape[1], heads // kv_heads
     group_rows = queries * group
-    most_splits = _most_splits(group_rows)
+    if lse is not None:
+        _check_lse(lse, (count, kv_heads, group_rows))
     block_d = max(16, triton.next_power_of_2(dim))
     most_rows = _MAX_ROWS_FP32 if q.dtype == torch.float32 else _MAX_ROWS
     block_m = min(most_rows, max(16, triton.next_power_of_2(group_rows)))
     block_n = min(128, max(32, _TILE_BYTES // (block_d * q.element_size())))
-    splits = min(most_splits, triton.cdiv(max_tokens, block_n))
     # The kernels work with powers of two.
     scale = scaling * math.log2(math.e)
     # A tile of keys waits for its slots: 5 stages are two tiles of keys in flight, 3 are one.
     stages = 3 if q.dtype == torch.float32 else 5
 
-    part_max = torch.empty(count * kv_heads * splits * group_rows, dtype=torch.float32, device=q.device)
-    part_sum = torch.empty_like(part_max)
-    lse = torch.empty(count * kv_heads * group_rows, dtype=torch.float32, device=q.device)
-    mass = torch.empty(kv_heads * positions, dtype=torch.float32, device=q.device)
     tiles = triton.cdiv(group_rows, block_m)
-    _partial_lse_kernel[(tiles * splits, kv_heads, count)](
-        q, key_buffer, table, requests, part_max, part_sum,
-        q.stride(0), q.stride(1), key_buffer.stride(0), key_buffer.stride(1), table.stride(0),
-        window, queries, group, splits, scale,
-        DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=block_n, MOST_SPLITS=most_splits,
-        num_warps=4, num_stages=stages,
-    )  # fmt: skip
-    _merge_lse_kernel[(triton.cdiv(group_rows, _MERGE_ROWS), kv_heads, count)](
-        part_max, part_sum, lse, requests, group_rows, splits,
-        BLOCK_M=_MERGE_ROWS, BLOCK_N=block_n, MOST_SPLITS=most_splits, num_warps=4,
-    )  # fmt: skip
+    if lse is None:
+        most_splits = _most_splits(group_rows)
+        splits = min(most_splits, triton.cdiv(max_tokens, block_n))
+        part_max = torch.empty(count * kv_heads * splits * group_rows, dtype=torch.float32, device=q.device)
+        part_sum = torch.empty_like(part_max)
+        lse = torch.empty(count * kv_heads * group_rows, dtype=torch.float32, device=q.device)
+        _partial_lse_kernel[(tiles * splits, kv_heads, count)](
+            q, key_buffer, table, requests, part_max, part_sum,
+            q.stride(0), q.stride(1), key_buffer.stride(0), key_buffer.stride(1), table.stride(0),
+            window, queries, group, splits, scale,
+            DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=block_n, MOST_SPLITS=most_splits,
+            num_warps=4, num_stages=stages,
+        )  # fmt: skip
+        _merge_lse_kernel[(triton.cdiv(group_rows, _MERGE_ROWS), kv_heads, count)](
+            part_max, part_sum, lse, requests, group_rows, splits,
+            BLOCK_M=_MERGE_ROWS, BLOCK_N=block_n, MOST_SPLITS=most_splits, num_warps=4,
+        )  # fmt: skip
+    mass = torch.empty(kv_heads * positions, dtype=torch.float32, device=q.device)
     _mass_kernel[(triton.cdiv(max_tokens - window, block_n), kv_heads, count)](
         q, key_buffer, table, requests, lse, mass,
         q.stride(0), q.stride(1), key_buffer.stride(0), key_buffer.stride(1), table.stride(0),
@@ -149,6 +156,14 @@ def _check(q: Tensor, key_buffer: Tensor, table: Tensor, requests: Tensor, windo
         raise ValueError(f"window_mass: table is {table.dtype}, requests {requests.dtype} {tuple(requests.shape)}")
     if window < 1 or requests.shape[1] < 1:
         raise ValueError(f"window_mass: window {window}, {requests.shape[1]} requests; needs at least one of each")
+
+
+def _check_lse(lse: Tensor, shape: tuple[int, int, int]) -> None:
+    if lse.dtype != torch.float32 or lse.shape != shape or not lse.is_contiguous():
+        raise ValueError(
+            f"window_mass: lse is {lse.dtype} {tuple(lse.shape)}; needs contiguous fp32 {shape}: requests, kv_heads, "
+            "queries times group"
+        )
 
 
 @triton.jit

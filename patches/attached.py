@@ -6,6 +6,7 @@
 | `ReqToTokenPool` | `claa_table` | the widened request table, int32 `[R * (steps + 1), context]` |
 | `ReqToTokenPool` | `claa_policy` | the live policy of this scheduler |
 | `ReqToTokenPool` | `claa_finishing` | the pruned prefixes that are made dense while nothing runs |
+| `ReqToTokenPool` | `claa_scorer` | what scores in this scheduler, and why |
 | `ReqToTokenPool` | `claa_census` | the census of slot owners, when SGLang's check switches ask for it |
 | `SchedulerMetricsCollector` | `claa_metrics` | what the scheduler exports of its finishing |
 | prefix cache | `claa_window` | observation window in tokens, which a hit must leave to be computed |
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from claa_sglang.finishing.finishing import Finishing
+    from claa_sglang.forward.scorer_choice import Choice
     from claa_sglang.memory.census import SlotCensus
     from claa_sglang.requests.report import Report
     from claa_sglang.requests.state import RequestState
@@ -57,6 +59,7 @@ table: Attached[Tensor] = Attached("claa_table")
 policy: Attached[Any] = Attached("claa_policy")  # a `LivePolicy`, whose module imports this one: read by `live_policy`
 finishing: Attached[Finishing] = Attached("claa_finishing")
 metrics: Attached[Any] = Attached("claa_metrics")  # a `FinishMetrics`, whose module imports this one
+scorer: Attached[Choice] = Attached("claa_scorer")
 census: Attached[SlotCensus] = Attached("claa_census")
 window: Attached[int] = Attached("claa_window")
 adder: Attached[type[PrefillAdder]] = Attached("claa_adder")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
 from sglang.srt.runtime_context import get_parallel
@@ -268,7 +269,10 @@ def _wrap(self: Any) -> None:
         attached.policy.hang(self.req_to_token_pool, LivePolicy(self, layers[first], heads, config))
     with startup_time.counted("kernels"):
         keys = pool.get_key_buffer(config.steps[0].score_layers[0])
-        warm_up(keys, heads, self.dtype, backend.slots.table, boundaries, config)
+        choice = warm_up(keys, heads, self.dtype, backend.slots.table, boundaries, config)
+    attached.scorer.hang(self.req_to_token_pool, choice)
+    # From here on `auto` is what was chosen; the configuration that processes compare stays as it was given.
+    backend.config = msgspec.structs.replace(config, scorer=choice.scorer)
     LateStack(backend, layers, convention, boundaries, buffers).wrap()
     with startup_time.counted("profile"):
         say_profile(self)

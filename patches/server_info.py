@@ -1,4 +1,4 @@
-"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, hooks in place, late slots, finishing.
+"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, scorer, hooks, late slots, finishing.
 
 Late slots and finishing are live numbers of the schedulers, and SGLang's own readback of their state fetches them: each
 scheduler adds its own, the server sums them over data-parallel replicas.
@@ -71,6 +71,7 @@ def server_entry(server_args: Any, scheduler_info: dict, numbers: Iterable[Numbe
 
     `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in the server
     and in its scheduler. `startup_seconds`: what CLAA added to the start of each; `startup_parts`: on what.
+    `scorer`: what scores in the scheduler and why, with microseconds of one layer where it was measured.
     `late_slots`, `finishing`: as above, over all replicas.
     """
     scheduler = scheduler_info.get(KEY) or {}
@@ -78,6 +79,7 @@ def server_entry(server_args: Any, scheduler_info: dict, numbers: Iterable[Numbe
     rows = {"server": applied_count(), "scheduler": scheduler.get("hooks", 0)}
     return {
         "config": config_of(server_args).to_dict(),
+        "scorer": scheduler.get("scorer"),
         "hooks": {"ok": all(rows.values()), **rows, "sglang": SUPPORTED_SGLANG},
         **_summed(numbers),
         "startup_seconds": {process: round(sum(spent.values()), 3) for process, spent in parts.items()},

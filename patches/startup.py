@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import SCHEDULER, SERVER, Hook, applied_count
 from claa_sglang.start import startup_time
 from claa_sglang.start.server_config import config_of
@@ -23,7 +24,8 @@ REMEDY = (
 
 def report_active(result: dict[str, Any], scheduler: Any) -> dict[str, Any]:
     """AFTER Scheduler.get_init_info: adds `claa` to the handshake of a scheduler whose hooks are verified."""
-    return {**result, "claa": state_of(scheduler.server_args)}
+    choice = attached.scorer.find(scheduler.req_to_token_pool)
+    return {**result, "claa": {**state_of(scheduler.server_args), "scorer": choice and choice._asdict()}}
 
 
 def state_of(server_args: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 PolicyName = Literal["auto", "always"]
 FinishName = Literal["idle", "off"]
+ScorerName = Literal["auto", "triton", "flashinfer", "torch"]
 ChunkTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 MIN_RATE = 1e-300  # later rates that follow the first one's are not smaller
@@ -52,7 +53,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending, or all 1.
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
     policy: whether a prompt is pruned only where that is expected to be faster.
-    ranker: as `spec.parse` reads it.
+    ranker: as `spec.parse` reads it. scorer: what computes its scores; auto measures at start which is faster.
     finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
     most; None for what adds about `finishing.step_size.SECONDS` to launching.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
@@ -65,6 +66,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     min_prompt_tokens: PromptTokens = 1024
     policy: PolicyName = "auto"
     ranker: str = "claa"
+    scorer: ScorerName = "auto"
     finish: FinishName = "idle"
     finish_chunk: ChunkTokens | None = None
     profile: str | None = None

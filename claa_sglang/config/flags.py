@@ -21,6 +21,7 @@ from claa_sglang.config.config import (
     PolicyName,
     PoolKernel,
     PromptTokens,
+    ScorerName,
     Window,
     short,
 )
@@ -59,6 +60,12 @@ HELP: dict[str, str] = {
     "window": "prompt tokens at the end that score the others and are always kept: 1 to 1024 (default 32)",
     "pool_kernel": "tokens over which scores are averaged: odd, 1 to 1023 (default 7)",
     "ranker": f"what ranks the prompt tokens: {spec.HELP} (default claa)",
+    "scorer": (
+        "what computes the scores on a GPU: triton, flashinfer (the log-sum-exp of the window's queries from "
+        "FlashInfer's paged attention, the rest in Triton), torch (one request after the other), or auto, which takes "
+        "the faster of the first two by a measurement at start, and triton where FlashInfer's kernel is not compiled; "
+        "a CPU scores in torch (default auto)"
+    ),
     "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
     "policy": (
         "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
@@ -91,6 +98,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None = None
     pool_kernel: int | None = None
     ranker: str | None = None
+    scorer: str | None = None
     min_prompt_tokens: int | None = None
     policy: str | None = None
     finish: str | None = None
@@ -125,6 +133,8 @@ def resolve(
         common["policy"] = _checked("policy", flags.policy, PolicyName)
     if flags.ranker is not None:
         common["ranker"] = _checked("ranker", flags.ranker, str)
+    if flags.scorer is not None:
+        common["scorer"] = _checked("scorer", flags.scorer, ScorerName)
     if flags.finish is not None:
         common["finish"] = _checked("finish", flags.finish, FinishName)
     if flags.finish_chunk is not None:

@@ -256,6 +256,10 @@ RULES: tuple[Rule, ...] = (
          f"use --attention-backend {{{','.join(attention_backends.NAMES)}}}"),
     Rule("device", lambda f: str(f.args.device).split(":")[0] not in DEVICES,
          "only CUDA devices and SGLang's CPU engine are supported", "use --device cuda or --device cpu"),
+    Rule("scorer-on-cpu",
+         lambda f: str(f.args.device) == "cpu" and f.args.claa_scorer not in (None, "auto", "torch"),
+         "the CPU engine scores in torch: the kernels of Triton and FlashInfer need a GPU",
+         "use --claa-scorer auto or torch, or leave it out"),
     # --- the model
     Rule("embedding-model", lambda f: f.args.is_embedding or not f.model.is_generation,
          "an embedding or reward model reads rows that a prune drops", _MODEL),

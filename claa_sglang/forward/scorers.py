@@ -1,8 +1,8 @@
 """Scores of one prune in one forward: layer after layer in, a ranking per request out.
 
 On a GPU the Triton kernels score all requests of a ranker at once, and the ranking grows in place as layers are folded
-in. Elsewhere, and for rankers that are not in the kernels, request by request in torch. CLAA is `kernels/naive.py` in
-both.
+in; the log-sum-exp of the queries is theirs, or FlashInfer's. Elsewhere, for rankers that are not in the kernels, and
+where it is asked for, request by request in torch. CLAA is `kernels/naive.py` in all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.late_view import on_device
 from claa_sglang.forward.ranks import Ranks
+from claa_sglang.kernels import paged_lse
 from claa_sglang.kernels.layout import Row, describe
 from claa_sglang.memory.kv_rows import gather
 from claa_sglang.ranking.carry import carry
@@ -98,14 +99,18 @@ def in_kernels(spec: RankerSpec, config: ClaaConfig) -> KernelRanker | None:
 
 
 def make_scorer(requests: list[Scored], table: Tensor, config: ClaaConfig) -> Scorer:
-    """The scorer for the table's device and the requests' rankers. requests: at least one."""
-    if not table.is_cuda:
+    """The scorer for the table's device, the configured way and the requests' rankers. requests: at least one.
+
+    An `auto` that `forward/scorer_choice.py` has not replaced by what it measured is Triton's.
+    """
+    if not table.is_cuda or config.scorer == "torch":
         return TorchScorer(requests, table, config)
+    in_triton = FlashInferScorer if config.scorer == "flashinfer" else KernelScorer
     by_ranker: dict[KernelRanker | None, list[Scored]] = {}
     for scored in requests:
         by_ranker.setdefault(in_kernels(scored.state.plan.ranker, config), []).append(scored)
     scorers = [
-        (TorchScorer(own, table, config) if ranker is None else KernelScorer(own, table, config, ranker), own)
+        (TorchScorer(own, table, config) if ranker is None else in_triton(own, table, config, ranker), own)
         for ranker, own in by_ranker.items()
     ]
     return scorers[0][0] if len(scorers) == 1 else SeveralScorers(scorers)
@@ -221,7 +226,12 @@ class KernelScorer:
             positions=self._rankings.shape[1],
             queries=self._ranker.looks[look].queries,
             peaks=self._ranker.looks[look].peaks,
+            lse=self.lse(look, queries, key_buffer, scaling),
         )
+
+    def lse(self, look: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor | None:
+        """The log-sum-exp of a look's queries, as `window_mass` takes it; None leaves it to the kernels."""
+        return None
 
     def fold(self, look: int, mass: Tensor, first_layer: bool) -> None:
         """Fold one layer's mass into the rankings of a look; those of a first layer replace what they hold."""
@@ -246,3 +256,33 @@ class KernelScorer:
         if others:
             return join(folded, others[0], self._ranker.carry)
         return carry(folded, self._ranker.carry) if self._ranker.carry else folded
+
+
+class FlashInferScorer(KernelScorer):
+    """A KernelScorer whose log-sum-exp is FlashInfer's, from one plan for each look; see `Scorer`.
+
+    Types and head sizes that FlashInfer has no kernel for are left to Triton.
+    """
+
+    def __init__(self, requests: list[Scored], table: Tensor, config: ClaaConfig, ranker: KernelRanker) -> None:
+        super().__init__(requests, table, config, ranker)
+        self._plans: dict[int, paged_lse.PagedLse] = {}  # of each look, from its first layer on
+
+    def lse(self, look: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor | None:
+        _, heads, head_dim = queries.shape
+        if not paged_lse.takes(queries.dtype, head_dim):
+            return None
+        if look not in self._plans:
+            self._plans[look] = paged_lse.PagedLse(
+                self._table,
+                [scored.first_row for scored in self._requests],
+                [scored.table_row for scored in self._requests],
+                [scored.tokens for scored in self._requests],
+                window=self._config.window,
+                queries=self._ranker.looks[look].queries,
+                heads=heads,
+                kv_heads=key_buffer.shape[1],
+                head_dim=head_dim,
+                dtype=queries.dtype,
+            )
+        return self._plans[look](queries, key_buffer, scaling)

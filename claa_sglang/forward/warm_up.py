@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from claa_sglang.config.config import ClaaConfig
+from claa_sglang.forward.scorer_choice import Choice, choose
 from claa_sglang.forward.scorers import KernelScorer, Scored, in_kernels
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking.spec import RankerSpec, parse
@@ -30,8 +31,8 @@ def warm_up(
     table: Tensor,
     boundaries: Sequence[BoundaryStore],
     config: ClaaConfig,
-) -> None:
-    """Run every kernel once on next to nothing; does nothing where there is no GPU.
+) -> Choice:
+    """Run every kernel once on next to nothing, and choose what scores; where there is no GPU, that is torch.
 
     Args:
         key_buffer: keys of one layer, `[slots, kv_heads, head_dim]`.
@@ -39,10 +40,11 @@ def warm_up(
         table: the widened request table; its row 0 belongs to no request, and slot 0, which it lists, to nobody.
         boundaries: the boundary stores.
 
-    Raises UnsupportedKeys, and what Triton raises, if a kernel does not compile or run.
+    Raises UnsupportedKeys; what Triton raises, if a kernel does not compile or run; RuntimeError if what is to score
+    cannot.
     """
     if not table.is_cuda:
-        return
+        return Choice("torch", "there is no GPU", {})
     if key_buffer.element_size() == 1 and torch.cuda.get_device_capability(table.device) < FP8_CAPABILITY:
         raise UnsupportedKeys(
             f"{torch.cuda.get_device_name(table.device)} has no fp8 e4m3 in its instructions, with which keys are "
@@ -67,7 +69,12 @@ def warm_up(
     def move(boundary: BoundaryStore) -> None:
         boundary.store(slot, *boundary.load(slot))
 
-    _side_by_side([*looks, fold, *(partial(move, boundary) for boundary in boundaries)])
+    in_triton: list[Callable[[], object]] = [] if config.scorer == "torch" else [*looks, fold]
+    _side_by_side([*in_triton, *(partial(move, boundary) for boundary in boundaries)])
+    choice = choose(config, key_buffer, heads, table, ranker)
+    # Forwards run in another stream, and FlashInfer's workspace is one for all of them.
+    torch.cuda.synchronize(table.device)
+    return choice
 
 
 def _side_by_side(works: Sequence[Callable[[], object]]) -> None:

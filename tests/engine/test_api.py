@@ -446,6 +446,7 @@ def test_server_info(served: Server) -> None:
     steps = [{"prune_layer": 19, "keep_rate": KEEP_RATE, "score_layers": [17, 18]}]
     assert info["config"]["steps"] == steps and info["config"]["min_prompt_tokens"] == MIN_PROMPT
     assert info["hooks"]["ok"] and info["hooks"]["server"] > 5 and info["hooks"]["scheduler"] > 5
+    assert info["config"]["scorer"] == "auto" and info["scorer"]["scorer"] == "torch"
     slots = info["late_slots"]
     assert 0 < slots["free"] <= slots["total"] and slots["held"] == 0
     served.flush()

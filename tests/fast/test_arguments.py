@@ -29,6 +29,7 @@ FLAGS = {
     "--claa-window": ("tokens", "1 to 1024", "default 32"),
     "--claa-pool-kernel": ("tokens", "odd, 1 to 1023", "default 7"),
     "--claa-ranker": ("claa, last-query, fastkv, gemfilter, uniform", "zscore=on|off", "claa:paper", "default claa"),
+    "--claa-scorer": ("triton, flashinfer", "torch", "auto", "default auto"),
     "--claa-min-prompt-tokens": ("tokens", "0 or more", "default 1024"),
     "--claa-policy": ("auto", "always", "default auto"),
     "--claa-finish": ("idle", "off", "default idle"),

@@ -33,6 +33,7 @@ def test_defaults(num_layers: int, prune_layer: int, score_layers: tuple[int, ..
         min_prompt_tokens=1024,
         policy="auto",
         ranker="claa",
+        scorer="auto",
         profile=None,
     )
 
@@ -167,5 +168,6 @@ def test_the_ranker_is_checked() -> None:
 
 def test_the_policy_is_checked() -> None:
     assert resolve(ClaaFlags(policy="always"), 8).policy == "always"
+    assert resolve(ClaaFlags(scorer="flashinfer"), 8).scorer == "flashinfer"
     with pytest.raises(ConfigError, match="--claa-policy 'never'.*auto prunes a prompt only where"):
         resolve(ClaaFlags(policy="never"), 8)

@@ -214,6 +214,9 @@ CASES = (
     Case("attention-backend", {**CUDA, "attention_backend": "flex_attention"}),
     # Resolving for another device needs that device.
     Case("device", stated={"device": "xpu"}),
+    # CLAA's own flags are refused where it is off, as it is here.
+    Case("scorer-on-cpu", stated={"claa_scorer": "triton"}),
+    Case("scorer-on-cpu", stated={"claa_scorer": "flashinfer"}),
     Case("embedding-model", {"is_embedding": True}),
     Case("embedding-model", model="qwen3-embedding"),
     Case("embedding-model", model="llama-reward"),
@@ -317,6 +320,13 @@ PLAIN = (
 @pytest.mark.parametrize("args", PLAIN, ids=lambda args: "-".join(f"{k}={v}" for k, v in args.items()))
 def test_plain_servers_violate_nothing(args: dict[str, Any], model_path: Callable[[str], Path]) -> None:
     assert violations(Case("", args), model_path("llama")) == []
+
+
+def test_every_scorer_goes_where_it_can(model_path: Callable[[str], Path]) -> None:
+    for scorer in (None, "auto", "torch"):
+        assert violations(Case("", stated={"claa_scorer": scorer}), model_path("llama")) == []
+    for scorer in (None, "auto", "torch", "triton", "flashinfer"):
+        assert violations(Case("", CUDA, stated={"claa_scorer": scorer}), model_path("llama")) == []
 
 
 def test_every_rule_has_a_case_and_every_case_a_rule() -> None:

@@ -5,11 +5,15 @@ The kernels' scorer runs in Triton's interpreter here; on a real GPU: tests/gpu/
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import msgspec
 import pytest
 import torch
 
 from claa_sglang.forward.scorers import (
+    FlashInferScorer,
     KernelRanker,
     KernelScorer,
     Look,
@@ -19,7 +23,7 @@ from claa_sglang.forward.scorers import (
     in_kernels,
     make_scorer,
 )
-from claa_sglang.kernels import fold, window_attention
+from claa_sglang.kernels import fold, paged_lse, window_attention
 from claa_sglang.ranking import rankers, spec
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
@@ -123,3 +127,61 @@ def test_the_kernels_rank_as_torch_does_each_ranker_beside_the_others(monkeypatc
         torch_scorer.score(queries, keys, 0.25)
     for index, name in enumerate(names):
         torch.testing.assert_close(scorer.ranking(index), torch_scorer.ranking(index), rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("auto", {"claa": KernelScorer, "last-query": KernelScorer, "fastkv": TorchScorer}),
+        ("triton", {"claa": KernelScorer, "last-query": KernelScorer, "fastkv": TorchScorer}),
+        ("flashinfer", {"claa": FlashInferScorer, "last-query": FlashInferScorer, "fastkv": TorchScorer}),
+        ("torch", {"claa": TorchScorer, "last-query": TorchScorer, "fastkv": TorchScorer}),
+    ],
+)
+def test_which_scorer_there_is_on_a_gpu(name: Any, kinds: dict[str, type]) -> None:
+    config = msgspec.structs.replace(CONFIG, scorer=name)
+    table = cast(torch.Tensor, SimpleNamespace(is_cuda=True, device=torch.device("cpu")))
+    for ranker, kind in kinds.items():
+        assert type(make_scorer([scored(0, ranker)], table, config)) is kind
+    several = make_scorer([scored(i, ranker) for i, ranker in enumerate(kinds)], table, config)
+    if name != "torch":
+        assert [type(one) for one in cast(SeveralScorers, several)._scorers] == list(kinds.values())
+
+
+@pytest.mark.parametrize("name", ["auto", "triton", "flashinfer", "torch"])
+def test_a_cpu_scores_in_torch(name: Any) -> None:
+    config = msgspec.structs.replace(CONFIG, scorer=name)
+    assert type(make_scorer([scored(0, "claa")], torch.zeros(1, TOKENS), config)) is TorchScorer
+
+
+def test_flashinfer_is_planned_once_for_each_look_and_left_out_where_it_has_no_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plans: list[dict] = []
+
+    class Plan:
+        def __init__(self, table: torch.Tensor, *lists: list[int], **of: Any) -> None:
+            self.of = {**of, "lists": lists}
+            plans.append(self.of)
+
+        def __call__(self, queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+            return torch.full((2, KV_HEADS, self.of["queries"] * HEADS // KV_HEADS), scaling)
+
+    monkeypatch.setattr(paged_lse, "PagedLse", Plan)
+    given: list[torch.Tensor | None] = []
+    monkeypatch.setattr(window_attention, "window_mass", lambda *_, **of: given.append(of["lse"]))
+    monkeypatch.setattr(fold, "fold", lambda *_, **__: None)
+    requests, ranker = [scored(0, "claa"), scored(3, "claa")], in_kernels(spec.parse("claa"), CONFIG)
+    assert ranker is not None
+    keys = torch.zeros(9, KV_HEADS, 64, dtype=torch.bfloat16)
+    table = torch.zeros(4, TOKENS, dtype=torch.int32)
+    scorer = FlashInferScorer(requests, table, CONFIG, ranker)
+    for _ in range(3):
+        scorer.score(torch.zeros(64, HEADS, 64, dtype=torch.bfloat16), keys, 0.5)
+    assert [plan["queries"] for plan in plans] == [16, 1]
+    assert all(plan["lists"] == ([0, 48], [0, 3], [TOKENS, TOKENS]) and plan["heads"] == HEADS for plan in plans)
+    assert [lse.shape[-1] for lse in given if lse is not None] == [32, 2] * 3
+    given.clear()
+    FlashInferScorer(requests, table, CONFIG, ranker).score(torch.zeros(64, HEADS, 64), keys.float(), 0.5)
+    assert given == [None, None] and len(plans) == 2
+    assert all(one.state.progress.error is None for one in requests)

@@ -3,6 +3,7 @@ tests/interpreter.py and test_triton_interpreter.py). On a real GPU: tests/gpu/t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -87,6 +88,46 @@ def test_the_last_queries_alone_equal_naive(kernel: Any, shape: Shape, queries: 
     got = run(kernel, batch, shape, queries=queries, peaks=peaks)
     assert got.isfinite().all()
     torch.testing.assert_close(got, expected(batch, shape, queries=queries, peaks=peaks), rtol=2e-5, atol=1e-7)
+
+
+def lse_of(batch: Batch, shape: Shape, queries: int) -> Tensor:
+    """fp32 `[R, kv_heads, queries * group]`, to the base 2, in fp64 torch: what `window_mass` may be given."""
+    group, out = shape.heads // shape.kv_heads, []
+    future = torch.ones(queries, queries, dtype=torch.bool).triu(1)
+    for first_row, table_row, tokens, _ in batch.requests.T.tolist():
+        rows = slice(first_row + shape.window - queries, first_row + shape.window)
+        keys = batch.key_buffer[batch.table[table_row, :tokens].long()].double()
+        q = batch.q[rows].double().view(queries, shape.kv_heads, group, shape.dim)
+        logits = torch.einsum("wkgd,nkd->kwgn", q, keys) * shape.dim**-0.5
+        logits[..., tokens - queries :].masked_fill_(future[None, :, None], -torch.inf)
+        out.append(logits.logsumexp(-1).flatten(1) / math.log(2))
+    return torch.stack(out).float()
+
+
+@pytest.mark.parametrize("peaks", [False, True], ids=["sum", "max"])
+def test_a_log_sum_exp_that_is_given_is_used(kernel: Any, peaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, queries = LAST_QUERIES[0]
+    batch = make_batch(shape)
+    lse = lse_of(batch, shape, queries)
+    of: dict[str, Any] = {"queries": queries, "peaks": peaks}
+    got = run(kernel, batch, shape, lse=lse, **of)
+    torch.testing.assert_close(got, expected(batch, shape, **of), rtol=2e-5, atol=1e-7)
+    # One more in it halves every weight, which only the given one can have done.
+    torch.testing.assert_close(run(kernel, batch, shape, lse=lse + 1, **of), got / 2)
+    for name in ("_partial_lse_kernel", "_merge_lse_kernel"):
+        monkeypatch.delattr(kernel.module, name)
+    assert torch.equal(run(kernel, batch, shape, lse=lse, **of), got)
+
+
+@pytest.mark.parametrize(
+    "lse",
+    [torch.zeros(1, 2, 15), torch.zeros(1, 2, 16, dtype=torch.float64), torch.zeros(1, 16, 2).transpose(1, 2)],
+    ids=["shape", "dtype", "strides"],
+)
+def test_a_log_sum_exp_that_does_not_fit_is_refused(kernel: Any, lse: Tensor) -> None:
+    shape = Shape((40,), 8, 4, 2, 16, FP32)
+    with pytest.raises(ValueError, match=r"window_mass: lse is .*needs contiguous fp32 \(1, 2, 16\)"):
+        run(kernel, make_batch(shape), shape, lse=lse)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 4])
