@@ -26,6 +26,7 @@ class Segment:
         state: the request's CLAA state when it is pruned, else None.
         complete: whether every row of the request at this level has been computed after this forward: the whole prompt,
             or all that was kept, and what was generated. Then it has a segment at the next level. True in decode.
+        decodes: whether its one row is a generated token, in whichever forward.
     """
 
     request: int
@@ -36,6 +37,7 @@ class Segment:
     seq_len: int
     state: RequestState | None
     complete: bool
+    decodes: bool = False
 
     @property
     def rows(self) -> int:
@@ -133,7 +135,7 @@ def plan_extend(
                 prefix, length = (whole - 1, whole) if decodes else state.progress.late_spans[level - 1]
                 complete = length == whole
             start, ends[level] = ends[level], ends[level] + length - prefix
-            levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete))
+            levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete, decodes))
     return BatchPlan(tuple(tuple(level) for level in levels), decode=False)
 
 
@@ -156,7 +158,7 @@ def plan_decode(
             row, length = rows[i], seq_lens[i]
             if state is not None and level > 0:
                 row, length = row + level * table_stride, late_len(state, level, length)
-            segments.append(Segment(i, i, i + 1, row, length - 1, length, state, True))
+            segments.append(Segment(i, i, i + 1, row, length - 1, length, state, True, True))
         levels.append(tuple(segments))
     return BatchPlan(tuple(levels), decode=True)
 

@@ -291,12 +291,10 @@ class LatePass(ActivePass):
     def last_tokens(self) -> list[tuple[Tensor, Tensor]]:
         """(slots they had, slots they have now), int64 `[n]` each, of the last prompt tokens of each request whose late
         prefill goes on: the second are to get what the first hold, in every layer."""
-        if self.plan.decode:
-            return []
         moved = []
         for segment in self.plan.pruned:
             assert segment.state is not None
-            if (before := segment.state.progress.last_slots) is not None:
+            if (before := segment.state.progress.last_slots) is not None and not segment.decodes:
                 now = self._table[segment.row, segment.seq_len - len(before) : segment.seq_len].to(torch.int64)
                 moved.append((before, now))
         return moved

@@ -317,7 +317,10 @@ def test_generated_tokens_beside_chunks_of_others(steps: tuple[PruneStep, ...], 
     """As with `--enable-mixed-chunk`: rows of a prefill forward that decode, at every level."""
     world = World(steps, page=page)
     pruned, dense, alone = world.add(text=1, prompt=30), world.add(text=4, prompt=9, pruned=False), world.add(1, 30)
-    world.extend([(pruned, 30), (dense, 9), (alone, 30)])
+    world.extend([(pruned, 30), (dense, 9)], late_rows=7)
+    while pruned.length < pruned.total:  # its late prefill takes several steps
+        world.extend([(pruned, pruned.total - pruned.length)], late_rows=7)
+    world.extend([(alone, 30)])
     coming = world.add(text=2, prompt=40)
     for chunk in (12, 28):
         out = world.extend([(coming, chunk)], decoding=[pruned, dense])

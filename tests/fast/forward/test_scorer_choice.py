@@ -84,4 +84,4 @@ def test_what_flashinfer_has_no_kernel_for_is_triton_s(times: dict) -> None:
 
 
 def test_without_a_gpu_it_is_torch() -> None:
-    assert warm_up(KEYS, 4, TABLE, [], states.CONFIG) == Choice("torch", "there is no GPU", {})
+    assert warm_up(KEYS, 4, KEYS.dtype, TABLE, [], states.CONFIG) == Choice("torch", "there is no GPU", {})
