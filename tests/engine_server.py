@@ -3,20 +3,46 @@
     with server(model_path, "--enable-claa", "--chunked-prefill-size", "256") as s:
         answer = s.generate(input_ids=[...], sampling_params={"max_new_tokens": 8, "temperature": 0})
 
-Flags given by the test come last and win over CPU_FLAGS.
+Flags given by the test come last and win over CPU_FLAGS, as its environment does over QUICKER.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from claa_sglang.tools.servers import REQUEST_TIMEOUT, START_TIMEOUT, Server, ServerFailed
-from claa_sglang.tools.servers import cpu_server as server
+from claa_sglang.tools.servers import REQUEST_TIMEOUT, START_TIMEOUT, Server, ServerFailed, cpu_server
 
 ROOT = Path(__file__).resolve().parents[1]
+# Modules of SGLang with the models that tests serve. A model of another one is refused when its server starts.
+MODEL_MODULES = {"gemma", "granite", "llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
 __all__ = ["REQUEST_TIMEOUT", "START_TIMEOUT", "Server", "ServerFailed", "second_plugin", "server", "start_failure"]
+
+
+def quicker() -> dict[str, str]:
+    """Environment in which SGLang starts sooner and does the same: none of the knobs is CLAA's business.
+
+    It imports the modules of models that tests serve instead of all, which saves three seconds of a core. /health
+    answers at once when the server is up: by default it waits a second to see a token, and every test asks for tokens.
+    """
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None and spec.submodule_search_locations
+    models = Path(spec.submodule_search_locations[0], "srt", "models")
+    others = sorted({path.stem for path in models.glob("*.py")} - MODEL_MODULES)
+    return {"SGLANG_DISABLED_MODEL_ARCHS": ",".join(others), "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+
+
+QUICKER = quicker()
+
+
+def server(
+    model_path: str | os.PathLike[str], *flags: str, env: Mapping[str, str] | None = None
+) -> contextlib.AbstractContextManager[Server]:
+    """As `cpu_server`, in QUICKER's environment."""
+    return cpu_server(model_path, *flags, env={**QUICKER, **(env or {})})
 
 
 def second_plugin(home: Path, name: str, source: str) -> dict[str, str]:
@@ -34,9 +60,9 @@ def second_plugin(home: Path, name: str, source: str) -> dict[str, str]:
 
 
 def start_failure(model_path: str | os.PathLike[str], *flags: str, env: Mapping[str, str] | None = None) -> str:
-    """The log of a server that must refuse to start. Raises AssertionError if it starts."""
+    """The log of a server that must refuse to start, as users start it. Raises AssertionError if it starts."""
     try:
-        with server(model_path, *flags, env=env):
+        with cpu_server(model_path, *flags, env=env):
             pass
     except ServerFailed as failure:
         return failure.log

@@ -60,9 +60,19 @@ class Batch:
     queued: int
 
 
+def end_of_log(server: Server) -> int:
+    """In bytes."""
+    return server.log_file.stat().st_size
+
+
 def batches(server: Server, mark: int = 0) -> list[Batch]:
-    """The batches that the log names after its first `mark` characters."""
-    found = _BATCH.finditer(server.log()[mark:])
+    """The batches that the log names after its first `mark` bytes.
+
+    Only they are read: with a line for every batch a log has megabytes, and what waits reads it fifty times a second.
+    """
+    with server.log_file.open("rb") as file:
+        file.seek(mark)
+        found = _BATCH.finditer(file.read().decode(errors="replace"))
     return [Batch(m[1] == "Prefill", int(m[2]), int(m[3])) for m in found]
 
 
@@ -87,13 +97,13 @@ def catch(
     Its prompt must be of thousands of tokens to be caught in its chunks, its answer of hundreds to be caught
     decoding. `more` goes into its body.
     """
-    mark = len(server.log())
+    mark = end_of_log(server)
     beside: list[tuple[Ask, Sent]] = []
     for index in range(2 if stage == "in the queue" else 1):
         asked = companion(index, company)
         beside.append((asked, Sent(server, asked, f"companion-{index}-{mark}")))
         wait_for(lambda: _last(server, mark) == Batch(False, len(beside), 0), "a companion decodes")
-    mark = len(server.log())
+    mark = end_of_log(server)
     sent = Sent(server, target, f"target-{mark}", **more)
     if stage == "in the queue":
         wait_for(lambda: _last(server, mark).queued == 1, "the request waits")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +35,21 @@ class Expected:
     Attributes:
         kept: per prune, the kept prompt positions, ascending.
         logprobs: fp32 `[answer tokens, vocabulary]`: row i is the distribution after the prompt and i answer tokens.
-        margin: smallest distance in score between two tokens next to each other in rank whose swap would keep others
-            (infinite where none does). Near 0, other arithmetic may choose another token with equal right.
+        choices: per prune, what the kept positions were chosen by.
     """
 
     kept: list[list[int]]
     logprobs: Tensor
-    margin: float
+    choices: list[_Choice] = field(default_factory=list)
+
+    @property
+    def margin(self) -> float:
+        """Smallest distance in score between two tokens next to each other in rank whose swap would keep others.
+
+        Infinite where none does. Near 0, other arithmetic may choose another token with equal right. It tries the swaps
+        one by one, which takes seconds for a long prompt, so it is worked out when it is asked for.
+        """
+        return min((choice.margin() for choice in self.choices), default=float("inf"))
 
     @property
     def tokens(self) -> list[int]:
@@ -81,7 +89,7 @@ class ReferenceModel:
     def dense(self, prompt: Sequence[int], answer: Sequence[int]) -> Expected:
         """As `pruned`, with every token in every layer."""
         everything = [list(range(len(prompt)))] * len(self.prunes)
-        return Expected(everything, self._forward([*prompt, *answer[:-1]])[-len(answer) :], float("inf"))
+        return Expected(everything, self._forward([*prompt, *answer[:-1]])[-len(answer) :])
 
     def pruned(self, prompt: Sequence[int], answer: Sequence[int], keep_rate: float) -> Expected:
         """The reference's view of `answer`, which follows `prompt`, when the first prune keeps `keep_rate` of it."""
@@ -99,7 +107,7 @@ class ReferenceModel:
             for hook in hooks:
                 hook.remove()
         assert len(run.kept) == len(self.prunes) and logprobs.shape[0] == len(run.kept[-1]) + len(answer) - 1
-        return Expected(run.kept, logprobs[-len(answer) :], run.margin)
+        return Expected(run.kept, logprobs[-len(answer) :], run.choices)
 
     @torch.no_grad()
     def _forward(self, tokens: Sequence[int]) -> Tensor:
@@ -119,7 +127,7 @@ class _PrunedRun:
         # Z-scores for the next prune, [visible - window] each: by the window, and by the last query alone.
         self.rows: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.kept: list[list[int]] = []
-        self.margin = float("inf")
+        self.choices: list[_Choice] = []
 
     @property
     def visible(self) -> list[int]:
@@ -171,41 +179,66 @@ class _PrunedRun:
         scores = [torch.stack(rows).amax(0).tolist() if ranked else [] for rows in self.rows]
         for rows in self.rows:
             rows.clear()
-        orders = [[row for _, row in sorted((-score, row) for row, score in enumerate(of_look))] for of_look in scores]
-        others = max(0, count - self.reference.window - 1)
-        best = self._best(orders, others)
-        if 0 < others < ranked - 1:
-            gaps = [
-                (of_look[order[i]] - of_look[order[i + 1]], look, i)
-                for look, (of_look, order) in enumerate(zip(scores, orders, strict=True))
-                for i in range(ranked - 1)
-            ]
-            for gap, look, i in sorted(gaps):
-                order = orders[look]
-                swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
-                if gap >= self.margin or self._best([*orders[:look], swapped, *orders[look + 1 :]], others) != best:
-                    self.margin = min(self.margin, gap)
-                    break
+        choice = _Choice(self.reference, scores, max(0, count - self.reference.window - 1))
+        self.choices.append(choice)
         # The first token goes on whatever its rank, if there is room beside the window.
         first = [0] if ranked and count > self.reference.window else []
-        rows = sorted(first + best) + list(range(ranked, len(visible)))
+        rows = sorted(first + choice.best(choice.orders)) + list(range(ranked, len(visible)))
         self.kept.append([visible[row] for row in rows])
         return torch.tensor(rows + list(range(len(visible), len(visible) + self.generated)))
 
-    def _best(self, orders: Sequence[Sequence[int]], others: int) -> list[int]:
+
+@dataclass(frozen=True)
+class _Choice:
+    """What one prune chooses, besides the first token and the window.
+
+    Attributes:
+        scores: of all rows, by the window and by the last query.
+        others: how many rows it chooses.
+    """
+
+    reference: ReferenceModel
+    scores: list[list[float]]
+    others: int
+
+    @property
+    def orders(self) -> list[list[int]]:
+        """All rows, best first, by the window and by the last query."""
+        return [[row for _, row in sorted((-score, row) for row, score in enumerate(look))] for look in self.scores]
+
+    def best(self, orders: Sequence[Sequence[int]]) -> list[int]:
         """So many rows after the first one that are best once the strong have carried those after them.
 
         A row counts by the better of two places: the one it has so, and the one that the last query gives it.
-        orders: all rows, best first, by the window and by the last query.
+        orders: as `orders`, or with two rows swapped.
         """
         order, by_last = orders
         if self.reference.paper:
-            return sorted([row for row in order if row > 0][:others])
+            return sorted([row for row in order if row > 0][: self.others])
         best = _places(order)
         for row in range(1, len(best)):
             best[row] = max(best[row], best[row - 1] - self.reference.loss)
         best = [max(pair) for pair in zip(best, _places(by_last), strict=True)]
-        return sorted(sorted(range(1, len(best)), key=lambda row: (-best[row], row))[:others])
+        return sorted(sorted(range(1, len(best)), key=lambda row: (-best[row], row))[: self.others])
+
+    def margin(self) -> float:
+        """As `Expected.margin`, of this prune alone."""
+        orders = self.orders
+        ranked = len(orders[0])
+        if not 0 < self.others < ranked - 1:
+            return float("inf")
+        best = self.best(orders)
+        gaps = [
+            (of_look[order[i]] - of_look[order[i + 1]], look, i)
+            for look, (of_look, order) in enumerate(zip(self.scores, orders, strict=True))
+            for i in range(ranked - 1)
+        ]
+        for gap, look, i in sorted(gaps):
+            order = orders[look]
+            swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
+            if self.best([*orders[:look], swapped, *orders[look + 1 :]]) != best:
+                return gap
+        return float("inf")
 
 
 def _places(order: Sequence[int]) -> list[float]:

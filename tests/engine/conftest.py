@@ -48,6 +48,13 @@ def llama_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def off_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
+    """The tiny llama with the plugin there and not asked for, which `test_dense_is_stock` holds against stock."""
+    with server(tiny_model("llama"), *TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK), env=ONE_THREAD) as off:
+        yield off
+
+
+@pytest.fixture(scope="session")
 def llama_reference(tiny_model: Callable[[str], Path]) -> ReferenceModel:
     """The reference of the tiny llama, with the settings of `llama_server`."""
     return ReferenceModel(tiny_model("llama"), prune_layer=3, score_layers=(0, 1, 2, 3))

@@ -21,7 +21,7 @@ from tests.answers import ONE_THREAD, STRICT, TOLERANCE, Answer, Ask, check, che
 from tests.byte_tokenizer import EOS_ID
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
-from tests.in_flight import Batch, Sent, batches, companion, wait_for
+from tests.in_flight import Batch, Sent, batches, companion, end_of_log, wait_for
 from tests.reference_model import ReferenceModel
 from tests.sampling_rules import Grammar, greedy, logits
 from tests.ways_out import check_whole
@@ -297,7 +297,7 @@ def test_priority_preempts_a_pruned_request_which_resumes_with_the_same_answer(
     served: Server, llama_reference: ReferenceModel
 ) -> None:
     served.flush()
-    mark = len(served.log())
+    mark = end_of_log(served)
     low = [companion(i, new=200) for i in range(RUNNING)]
     sent = [Sent(served, one, f"low-{i}", priority=0) for i, one in enumerate(low)]
     full = Batch(False, RUNNING, 0)

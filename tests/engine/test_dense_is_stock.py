@@ -79,11 +79,9 @@ def test_the_sequence_covers_hits_and_misses(stock: dict[str, Answer]) -> None:
     assert stock["second turn"].cached >= 705 and stock["together 0"].cached == 650
 
 
-def test_off_is_off(stock: dict[str, Answer], tiny_model: Callable[[str], Path]) -> None:
-    flags = (*TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK))
-    with server(tiny_model("llama"), *flags, env=ONE_THREAD) as running:
-        answers = transcript(running)
-        info = running.get("/server_info").json()
+def test_off_is_off(stock: dict[str, Answer], off_server: Server) -> None:
+    answers = transcript(off_server)
+    info = off_server.get("/server_info").json()
     # That the plugin is there, and what it does then, is in test_startup::test_which_process_has_which_hooks.
     assert not [key for key in info if "claa" in key] and all(answer.report == {} for answer in answers.values())
     assert essence(answers) == essence(stock)

@@ -13,7 +13,7 @@ from torch import Tensor
 from claa_sglang.finishing.finishing import BUSY_QUIET
 from tests import planted, tiny_models
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
-from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
+from tests.engine.conftest import CLAA_FLAGS, SCHEDULE, SHARED_CHUNK
 from tests.engine_server import Server, second_plugin, server
 from tests.in_flight import Sent, wait_for
 from tests.reference_model import ReferenceModel
@@ -27,7 +27,7 @@ LONG = 2500  # to be caught in the middle
 KEEP = 0.2
 STEP = 16  # tokens: a prefix takes some forty steps, and requests come between them
 FLAGS = (*CLAA_FLAGS, "--claa-finish", "idle", "--claa-finish-chunk", str(STEP), *TINY_FLAGS)
-CHUNK = ("--chunked-prefill-size", "256")
+CHUNK = ("--chunked-prefill-size", str(SHARED_CHUNK))
 # More than the rounding of one forward, less than any token that is missing or wrong.
 ROUNDING = 2e-5
 
@@ -42,9 +42,9 @@ def register():
 
 
 @pytest.fixture(scope="module")
-def stock(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    with server(tiny_model("llama"), *TINY_FLAGS, *CHUNK, env=ONE_THREAD) as running:
-        yield running
+def stock(off_server: Server) -> Server:
+    """Bit for bit, by `test_dense_is_stock`."""
+    return off_server
 
 
 @pytest.fixture(scope="module")

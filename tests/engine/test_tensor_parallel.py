@@ -22,7 +22,7 @@ from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask, ask_together
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine.test_cache_invariance import COMPANY, TARGET, expected
 from tests.engine_server import Server, second_plugin, server
-from tests.in_flight import batches, wait_for
+from tests.in_flight import batches, end_of_log, wait_for
 from tests.planted import IN_A_FORWARD
 from tests.reference_model import ReferenceModel
 from tests.ways_out import held
@@ -138,7 +138,7 @@ def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, ru
     healthy, alone = ask(running, pruned), ask(running, dense)
     running.flush()
     body = {"input_ids": pruned.prompt, "sampling_params": pruned.params()}
-    mark = len(running.log())
+    mark = end_of_log(running)
     with ThreadPoolExecutor(1) as beside:
         other = beside.submit(ask, running, dense)
         wait_for(lambda: any(not batch.prefill for batch in batches(running, mark)), "the dense one decodes")

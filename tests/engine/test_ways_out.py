@@ -18,7 +18,7 @@ from tests import byte_tokenizer, tiny_models
 from tests.answers import ONE_THREAD, STRICT, Answer, Ask, check
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
-from tests.in_flight import MOMENT_FLAGS, STAGES, Sent, batches, catch, wait_for
+from tests.in_flight import MOMENT_FLAGS, STAGES, Sent, batches, catch, end_of_log, wait_for
 from tests.reference_model import ReferenceModel
 from tests.ways_out import ENDLESS, KEEP, check_aborted, check_after, check_whole, held, target
 
@@ -81,7 +81,7 @@ def test_an_abort(served: Server, llama_reference: ReferenceModel, which: str, s
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_disconnect(served: Server, llama_reference: ReferenceModel, stream: bool, stage: str) -> None:
     asked = target(stage, seed=211)
-    mark = len(served.log())
+    mark = end_of_log(served)
     # SGLang looks for closed connections every four seconds; until then the queue must not move.
     beside, sent = catch(served, stage, asked, company=500, stream=stream)
     sent.hang_up()
@@ -151,19 +151,21 @@ def test_a_flush_while_busy_is_refused(served: Server, llama_reference: Referenc
 # --- the server's own end ---
 
 
-def test_a_shutdown_under_load(model: Path, llama_reference: ReferenceModel) -> None:
-    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
-        asked = target("in the queue", seed=215, new=50)
-        beside, sent = catch(running, "in the queue", asked)
-        family = psutil.Process(running.process.pid).children(recursive=True)
-        running.process.terminate()
-        for one, its in [*beside, (asked, sent)]:
-            try:
-                check_whole(llama_reference, one, its)
-            except (OSError, http.client.HTTPException):
-                pass  # it hung up, which is an answer too
-        running.process.wait(timeout=120)
-        _, alive = psutil.wait_procs(family, timeout=30)
-        assert not alive
-        log = running.log()
-        assert not re.search(r'File ".*claa_sglang', log), log[-5000:]
+def test_a_shutdown_under_load(served: Server, llama_reference: ReferenceModel) -> None:
+    """Last of the module: it ends the server of the others, which has been through all of the above."""
+    asked = target("in the queue", seed=215, new=50)
+    beside, sent = catch(served, "in the queue", asked)
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    assert len(family) >= 2, "a scheduler and a detokenizer"
+    mark = len(served.log())
+    served.process.terminate()
+    for one, its in [*beside, (asked, sent)]:
+        try:
+            check_whole(llama_reference, one, its)
+        except (OSError, http.client.HTTPException):
+            pass  # it hung up, which is an answer too
+    served.process.wait(timeout=120)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    log = served.log()[mark:]
+    assert not re.search(r'File ".*claa_sglang', log), log[-5000:]
