@@ -4,8 +4,8 @@ The scoring of CLAA (arXiv 2602.16054) without its pooling, for every request of
 scoring.py is the same in torch for one request, naive.py with plain loops.
 
 K is read twice and V never: once for the log-sum-exp, once for the probabilities. A caller that has the log-sum-exp
-passes it in, and the first reading is left out: paged_lse.py takes it from FlashInfer. Which of the two is faster, the
-numbers of a card decide: benchmarks/scorers.py has them in a table, and `--claa-scorer auto` measures them at start.
+passes it in, and the first reading is left out: paged_lse.py takes it from FlashInfer. On an H100 that is 7 to 18 %
+slower (docs/results/scorers.md); on another card `--claa-scorer auto` measures both at start.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ def engine_options(
     common |= {name: value for name in OF_EVERY_ENGINE if (value := getattr(settings, name))}
     options = {}
     for name, tokens in kv_tokens(demands, max(settings.keep_rates)).items():
-        options[name] = {**common, "max_total_tokens": tokens}
+        page = settings.page_size or 1
+        options[name] = {**common, "max_total_tokens": -(-tokens // page) * page}  # an engine takes whole pages
         if name == "claa":
             options[name] |= {"enable_claa": True, "claa_profile": "none", "claa_prune_layer": model.prune_layer}
             # Elsewhere a prefix that was finished between two requests would be another thing to measure.

@@ -15,22 +15,26 @@ class AttentionBackend(NamedTuple):
         device: where it has been run with pruned requests.
         decode_graphs: whether its late layers decode through captured CUDA graphs.
         plan_waits: whether the host waits for the device when it plans a batch, and once more for each prune.
+        pages: whether it was run with pages larger than a token. fp8: with KV rows of fp8 e4m3.
     """
 
     name: str
     device: Literal["cpu", "cuda"]
     decode_graphs: bool
     plan_waits: bool
+    pages: bool
+    fp8: bool
 
 
 BACKENDS = (
-    AttentionBackend("torch_native", "cpu", decode_graphs=False, plan_waits=False),
-    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False),
-    AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True),
-    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False),
-    AttentionBackend("trtllm_mha", "cuda", decode_graphs=True, plan_waits=False),
+    AttentionBackend("torch_native", "cpu", decode_graphs=False, plan_waits=False, pages=True, fp8=False),
+    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=False),
+    AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True, pages=False, fp8=False),
+    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=True),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
+WITH_PAGES = tuple(backend.name for backend in BACKENDS if backend.pages)
+WITH_FP8 = tuple(backend.name for backend in BACKENDS if backend.fp8)
 
 
 def of_device(device: str) -> tuple[str, ...]:

@@ -97,8 +97,13 @@ def _text(f: Facts, name: str) -> Any:
     return getattr(f.model.hf_text_config, name, None)
 
 
-def _other_kv_dtype(f: Facts) -> bool:
-    return kv_type(f.args.kv_cache_dtype, str(f.model.dtype), f.model.hf_quant_config) is KvType.OTHER
+def _kv_type(f: Facts) -> KvType:
+    return kv_type(f.args.kv_cache_dtype, str(f.model.dtype), f.model.hf_quant_config)
+
+
+def _not_run(f: Facts, run: tuple[str, ...]) -> bool:
+    """Whether a backend of this server is one that late views were written for, and none of `run`."""
+    return bool(set(_attention_backends(f)) & set(attention_backends.NAMES) - set(run))
 
 
 def _wrong_defaults(f: Facts) -> Detail | None:
@@ -217,7 +222,15 @@ RULES: tuple[Rule, ...] = (
     Rule("unified-memory", _flag("enable_unified_memory", "enable_page_major_kv_layout"),
          "boundary states are stored in per-layer KV rows, which this layout does not have",
          _DROP.format("--enable-unified-memory and --enable-page-major-kv-layout")),
-    Rule("kv-dtype", _other_kv_dtype,
+    Rule("page-size",
+         lambda f: (f.args.page_size or 1) > 1 and _not_run(f, attention_backends.WITH_PAGES),
+         "pages larger than a token were not run pruned with this attention backend",
+         f"use --page-size 1, or --attention-backend {{{','.join(attention_backends.WITH_PAGES)}}}"),
+    Rule("fp8-kv",
+         lambda f: _kv_type(f) is KvType.FP8 and _not_run(f, attention_backends.WITH_FP8),
+         "fp8 KV was not run pruned with this attention backend",
+         f"use --kv-cache-dtype auto, or --attention-backend {{{','.join(attention_backends.WITH_FP8)}}}"),
+    Rule("kv-dtype", lambda f: _kv_type(f) is KvType.OTHER,
          "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
          "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),
     Rule("memory-saver", _flag("enable_memory_saver"), "released and resumed KV memory forgets late slots",

@@ -211,7 +211,8 @@ class LatePass(ActivePass):
                     self._table[target.row, : seen.shape[0]] = self._table[segment.row, seen]
                 # Of a late prefill in several parts, this forward's.
                 part = seen[target.prefix_len : target.seq_len]
-                if segment.prefix_len > 0 or self.plan.only_late:
+                # A step of finishing has no states of its own before the first prune: its early layers do not run.
+                if segment.prefix_len > 0 or (level == 0 and self.plan.only_late):
                     h, r = boundary.load(self._table[segment.row, part].to(torch.int64))
                     hiddens.append(h)
                     residuals.append(r)

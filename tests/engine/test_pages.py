@@ -20,6 +20,7 @@ from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, server
 from tests.in_flight import Sent, wait_for
 from tests.reference_model import Expected, ReferenceModel
+from tests.tiny_models import VOCAB_SIZE
 from tests.ways_out import held
 
 pytestmark = pytest.mark.engine
@@ -93,7 +94,7 @@ def test_a_finished_prefix_is_dense_to_its_last_page(paged: Server, prunes: int,
     wait_for(lambda: stats(paged)["finished"] > before["finished"], "the prefix is finished")
     history = tiny_models.prompt(700, seed=8) + first.tokens
     follow = Ask(history + tiny_models.prompt(40, seed=9), keep=0.2, new=12)
-    answer = ask(paged, follow)
+    answer = ask(paged, follow, VOCAB_SIZE)
     assert answer.report["pruned"] is False
     # The last token of an answer is not cached.
     assert answer.cached == (len(history) - 1) // PAGE[prunes] * PAGE[prunes]

@@ -186,6 +186,9 @@ CASES = (
     # Only for hybrid models on a GPU.
     Case("unified-memory", stated={"enable_unified_memory": True}),
     Case("unified-memory", stated={"enable_page_major_kv_layout": True}),
+    Case("page-size", {**CUDA, "attention_backend": "flashinfer", "page_size": 16}),
+    Case("fp8-kv", {**CUDA, "kv_cache_dtype": "fp8_e4m3"}),
+    Case("fp8-kv", CUDA, model="llama-modelopt"),
     Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
     Case("kv-dtype", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
     Case("kv-dtype", model="llama-int8-kv"),
@@ -286,7 +289,8 @@ def test_no_other_rule_fires(case: Case, model_path: Callable[[str], Path]) -> N
 
 @pytest.mark.parametrize("model", ["llama-fp8-kv", "llama-modelopt"])
 def test_checkpoints_that_record_fp8_kv_violate_nothing(model: str, model_path: Callable[[str], Path]) -> None:
-    assert violations(Case("", CUDA, model=model), model_path(model)) == []
+    triton = {**CUDA, "attention_backend": "triton"}
+    assert violations(Case("", triton, model=model), model_path(model)) == []
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "granite", "gemma"])
@@ -310,6 +314,7 @@ PLAIN = (
     {**CUDA, "attention_backend": "flashinfer"},
     {**CUDA, "attention_backend": "triton"},
     {**CUDA, "attention_backend": "triton", "page_size": 16, "kv_cache_dtype": "fp8_e4m3"},
+    {**CUDA, "page_size": 64},
     {**CUDA, "prefill_attention_backend": "fa3", "decode_attention_backend": "flashinfer"},
     {**CUDA, "disable_cuda_graph": False},  # fa3 with SGLang's default graphs
     {**CUDA, "disable_cuda_graph": False, "attention_backend": "flashinfer"},
