@@ -141,8 +141,8 @@ def markdown() -> str:
         "",
         "## Attention backends",
         "",
-        "| `--attention-backend` | run on | decode graphs | host waits of a plan |",
-        "|---|---|---|---|",
+        "| `--attention-backend` | run on | larger pages | fp8 KV | decode graphs | host waits of a plan |",
+        "|---|---|---|---|---|---|",
         *(_backend(backend) for backend in attention_backends.BACKENDS),
         "",
         "## Refused at start",
@@ -156,7 +156,8 @@ def markdown() -> str:
 
 def _backend(backend: attention_backends.AttentionBackend) -> str:
     waits = "one, and one more for each prune" if backend.plan_waits else "none"
-    return f"| `{backend.name}` | {backend.device} | {'yes' if backend.decode_graphs else 'no'} | {waits} |"
+    pages, fp8, graphs = ("yes" if has else "no" for has in (backend.pages, backend.fp8, backend.decode_graphs))
+    return f"| `{backend.name}` | {backend.device} | {pages} | {fp8} | {graphs} | {waits} |"
 
 
 def _routes() -> list[str]:
