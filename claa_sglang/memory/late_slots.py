@@ -40,23 +40,21 @@ class OutOfLateSlots(RuntimeError):
 @dataclass(slots=True)
 class _Owner:
     state: RequestState
-    generated: int  # tokens generated before the row was taken: a retracted request brings them as part of its prefill
-    behind: int = 0  # tokens after the kept ones for which there are slots
+    behind: int  # tokens after the kept ones that the rows list, or will with the first slots
+    room: int = -1  # tokens after the kept ones for which there are slots; -1 before the first ones
     held: list[int] = field(default_factory=list)  # slots of each row that has its own
     aside: Tensor | None = None  # more slots, not listed in the table: see `set_aside`
 
 
 class _Growth(NamedTuple):
-    """A request whose rows are to list so many tokens after the kept ones, with so many slots each."""
+    """A request whose rows are to list so many tokens after the kept ones, with so many slots each, `need` of them
+    new."""
 
     row: int
     owner: _Owner
     behind: int
     targets: list[int]
-
-    @property
-    def need(self) -> int:
-        return sum(self.targets) - sum(self.owner.held)
+    need: int
 
 
 class LateSlots:
@@ -128,6 +126,7 @@ class LateSlots:
         """
         owner = self._owners.get(row)
         if owner is None:
+            # A retracted request brings what it had generated as part of its prefill.
             self._owners[row] = _Owner(state, generated, held=[0] * self.pages.late_rows(state))
             if (slots := state.progress.borrowed) is not None:
                 rows = self.table[self.stride + row :: self.stride]
@@ -146,20 +145,32 @@ class LateSlots:
             OutOfLateSlots: nothing was taken for any row.
         """
         grows: list[_Growth] = []
+        shared = self.pages.are_shared
         for row, seq_len in zip(req_pool_indices_cpu.tolist(), target_seq_lens_cpu.tolist(), strict=True):
             if (owner := self._owners.get(row)) is None or owner.state.progress.borrowed is not None:
                 continue
-            behind = max(owner.generated, owner.behind, seq_len - owner.state.plan.prompt_tokens)
-            grows.append(_Growth(row, owner, behind, self.pages.late_slots(owner.state, behind)))
+            behind = max(owner.behind, seq_len - owner.state.plan.prompt_tokens)
+            if behind <= owner.room:
+                owner.behind = behind
+                continue
+            # With pages of one token that is every row of every decode step.
+            kept = owner.state.plan.kept_counts
+            targets = [kept[0] + behind] if shared else self.pages.late_slots(owner.state, behind)
+            grows.append(_Growth(row, owner, behind, targets, sum(targets) - sum(owner.held)))
+        if not grows:
+            return
         need = sum(growth.need for growth in grows)
-        if need:
-            self.evict(need)
-            slots = self._allocator.alloc(need)
-            if slots is None:
-                raise OutOfLateSlots(f"late layers need {need} KV slots, {self.free_count} are free")
-            self._append([growth for growth in grows if growth.need], slots.to(torch.int32))
-        for growth in grows:
-            growth.owner.behind, growth.owner.held = growth.behind, growth.targets
+        self.evict(need)
+        slots = self._allocator.alloc(need)
+        if slots is None:
+            raise OutOfLateSlots(f"late layers need {need} KV slots, {self.free_count} are free")
+        self._append(grows, slots.to(torch.int32))
+        for _, owner, behind, targets, _ in grows:
+            owner.behind = owner.room = behind
+            owner.held = targets
+            if not shared:
+                kept = owner.state.plan.kept_counts
+                owner.room = min(held - count for held, count in zip(targets, kept, strict=True))
 
     def _append(self, grows: list[_Growth], slots: Tensor) -> None:
         """List new slots (int32 `[n]`) in the rows of those who grow, in their order."""
