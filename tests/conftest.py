@@ -18,8 +18,11 @@ NO_PROFILES = "/proc/no-profiles"  # is not there, and cannot be made
 NO_GPU = "no CUDA device"
 # Python processes that tests start run its sitecustomize.py first: they fill memory that nobody wrote.
 CHILDREN = str(ROOT / "tests" / "children")
-# Files of engine tests that share a server: one worker runs them all, and starts it once.
-SHARING = ("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_shared_prefix")
+# Files of engine tests that share a server: one worker runs all of a group, and starts it once.
+SHARING = (
+    ("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_shared_prefix"),
+    ("test_ways_out", "test_weight_updates"),
+)
 
 
 def has_gpu() -> bool:
@@ -49,13 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile` with the files of SHARING as one."""
+    """`--dist loadfile` with each group of SHARING as one file."""
     from xdist.scheduler import LoadFileScheduling
 
     class Sharing(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "tests/engine" if Path(file).stem in SHARING and "engine" in Path(file).parts else file
+            groups = SHARING if "engine" in Path(file).parts else ()
+            return next((" ".join(group) for group in groups if Path(file).stem in group), file)
 
     return Sharing(config, log) if config.getvalue("dist") == "loadfile" else None
 
