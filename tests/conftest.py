@@ -16,12 +16,13 @@ from claa_sglang.tools import cpu_env, small_model
 ROOT = Path(__file__).resolve().parent.parent
 NO_PROFILES = "/proc/no-profiles"  # is not there, and cannot be made
 NO_GPU = "no CUDA device"
-# What glibc fills memory with: 0x3c where it gives it out, 0xc3 where it takes it back. Either is a common float32.
-# SGLang's torch_native attention computes with rows that nobody wrote, and drops what comes out. Small integers that
-# were there before are denormal floats: a prompt of 2,000 tokens in chunks of 32 took 49 s with them and takes 4 s.
-FILL = {"MALLOC_PERTURB_": "195"}
-# Files of engine tests that share a server: one worker runs them all, and starts it once.
-SHARING = ("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_shared_prefix")
+# Python processes that tests start run its sitecustomize.py first: they fill memory that nobody wrote.
+CHILDREN = str(ROOT / "tests" / "children")
+# Files of engine tests that share a server: one worker runs all of a group, and starts it once.
+SHARING = (
+    ("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_shared_prefix"),
+    ("test_ways_out", "test_weight_updates"),
+)
 
 
 def has_gpu() -> bool:
@@ -40,23 +41,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let SGLang be imported here and in child processes, whether or not cpu-env was evaluated before.
 
     No profile of this machine's user counts, and none can be left for them. What servers did not write is always the
-    same.
+    same (`tests/children`).
     """
     os.environ[profile_search.VARIABLE] = NO_PROFILES
-    os.environ.update(FILL)
+    path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", CHILDREN)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([CHILDREN, *path])
     if not HAS_GPU:
         cpu_env.enter_cpu_environment()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile` with the files of SHARING as one."""
+    """`--dist loadfile` with each group of SHARING as one file."""
     from xdist.scheduler import LoadFileScheduling
 
     class Sharing(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "tests/engine" if Path(file).stem in SHARING and "engine" in Path(file).parts else file
+            groups = SHARING if "engine" in Path(file).parts else ()
+            return next((" ".join(group) for group in groups if Path(file).stem in group), file)
 
     return Sharing(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -12,6 +12,7 @@ pytest.register_assert_rewrite("tests.answers")  # before it is imported: failur
 from tests import byte_tokenizer  # noqa: E402
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS  # noqa: E402
 from tests.engine_server import Server, server  # noqa: E402
+from tests.in_flight import MOMENT_FLAGS  # noqa: E402
 from tests.reference_model import Later, ReferenceModel  # noqa: E402
 
 # Prefixes stay as they were left, or tests of pruned follow-ups would depend on how long the server was idle.
@@ -23,6 +24,11 @@ SHARED_CHUNK = 256
 # A second prune for the tiny llama; its first one is the default.
 SECOND = Later(prune_layer=5, score_layers=(4, 5), power=1.5)
 SCHEDULE = ("--claa-schedule", f"3:0.25:0+1+2+3,5:{0.25**SECOND.power}:4+5")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What ends a shared server comes after everything else."""
+    items.sort(key=lambda item: item.get_closest_marker("ends_server") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +58,13 @@ def off_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
     """The tiny llama with the plugin there and not asked for, which `test_dense_is_stock` holds against stock."""
     with server(tiny_model("llama"), *TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK), env=ONE_THREAD) as off:
         yield off
+
+
+@pytest.fixture(scope="session")
+def moments_server(model: Path) -> Iterator[Server]:
+    """The tiny llama with a tokenizer, where requests can be caught: two run at once, in chunks of 32 tokens."""
+    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

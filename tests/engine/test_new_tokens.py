@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.answers import STRICT
+from tests.answers import ONE_THREAD, STRICT
 from tests.engine_server import Server, server
 
 pytestmark = pytest.mark.engine
@@ -68,14 +68,14 @@ def counted(s: Server, arrive: Callable[[Server], int]) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def stock(small_model_path: Path) -> dict[str, int]:
-    with server(small_model_path) as running:
+    with server(small_model_path, env=ONE_THREAD) as running:
         return {arrive.__name__: counted(running, arrive)[0] for arrive in ARRIVALS}
 
 
 @pytest.fixture(scope="module")
 def plugin(stock: dict[str, Any], small_model_path: Path) -> Iterator[Server]:
     flags = ("--enable-claa", "--claa-profile", "none", "--claa-min-prompt-tokens", "64")
-    with server(small_model_path, *flags, env=STRICT) as running:
+    with server(small_model_path, *flags, env=STRICT | ONE_THREAD) as running:
         yield running
 
 

@@ -28,9 +28,8 @@ WAITING_TIMEOUT, RUNNING_TIMEOUT = 2.0, 6.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def served(model: Path) -> Iterator[Server]:
-    with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
-        yield running
+def served(moments_server: Server) -> Server:
+    return moments_server
 
 
 # --- its own end ---
@@ -151,8 +150,9 @@ def test_a_flush_while_busy_is_refused(served: Server, llama_reference: Referenc
 # --- the server's own end ---
 
 
+@pytest.mark.ends_server
 def test_a_shutdown_under_load(served: Server, llama_reference: ReferenceModel) -> None:
-    """Last of the module: it ends the server of the others, which has been through all of the above."""
+    """It ends the server of the others, which has been through all of the above and the weight updates."""
     asked = target("in the queue", seed=215, new=50)
     beside, sent = catch(served, "in the queue", asked)
     family = psutil.Process(served.process.pid).children(recursive=True)

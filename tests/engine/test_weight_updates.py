@@ -6,17 +6,16 @@ have one right answer between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import tiny_models
-from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask, check
-from tests.engine.conftest import CLAA_FLAGS
-from tests.engine_server import Server, server
-from tests.in_flight import MOMENT_FLAGS, STAGES, catch
+from tests.answers import Ask, ask, check
+from tests.engine_server import Server
+from tests.in_flight import STAGES, catch
 from tests.reference_model import ReferenceModel
 from tests.ways_out import KEEP, check_aborted, check_after, check_whole, target
 
@@ -26,9 +25,9 @@ STAGE = pytest.mark.parametrize("stage", STAGES)
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
-        yield running
+def served(moments_server: Server) -> Server:
+    """Its tokenizer does not matter here: prompts and answers are tokens."""
+    return moments_server
 
 
 def load(running: Server, model: Path, **more: Any) -> tuple[int, str]:
