@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -50,6 +51,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 START_TIMEOUT = 300.0  # seconds; 20 to 40 on two idle cores
 REQUEST_TIMEOUT = 300.0
 LOG_TAIL = 60  # lines
+# Below those that Linux gives to connections: a server takes half a minute to come to its port, and one that was free
+# when asked could be somebody's connection by then.
+PORTS = range(20_000, 32_000)
 
 
 class ServerFailed(RuntimeError):
@@ -203,6 +207,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of this machine that nobody listens on. Raises OSError where none was found."""
+    for port in random.SystemRandom().sample(PORTS, min(len(PORTS), 100)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port found from {PORTS.start} to {PORTS.stop - 1}")
