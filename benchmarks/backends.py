@@ -1,9 +1,9 @@
 """Every attention backend: the same answers as dense, decode graphs as eager, no host wait that dense lacks.
 
     python -m benchmarks.backends [--backends fa3 …] [--answers-only] [--schedule 15:0.4,23:0.15] [--out FILE]
-    python -m benchmarks.backends --backends fa3:64 trtllm_mha:64 fa3+flashinfer fa3:1:fp8_e4m3
+    python -m benchmarks.backends --backends fa3:64 fa3+flashinfer triton:1:fp8_e4m3
 
-A backend is named with its page size and KV type where they are not the defaults: `fa3:64:fp8_e4m3`. Two that are
+A backend is named with its page size and KV type where they are not the defaults: `triton:64:fp8_e4m3`. Two that are
 joined by a plus sign prefill and decode. Each runs in a process of its own, with two engines one after the other, in
 bf16, `--claa-policy always` and SGLang's default CUDA graphs, but decode graphs for batches of up to four requests, so
 that larger batches run eagerly.
@@ -98,11 +98,12 @@ class Way(NamedTuple):
     @classmethod
     def read(cls, text: str) -> Way:
         """As the command line has it. Raises argparse.ArgumentTypeError."""
-        names, page, kv, *more = [*text.split(":"), "", ""][: max(3, text.count(":") + 1)]
+        names, _, rest = text.partition(":")
+        page, _, kv = rest.partition(":")
         prefill, _, decode = names.partition("+")
         if unknown := {prefill, decode or prefill} - {*GPU_BACKENDS, *CPU_BACKENDS}:
             raise argparse.ArgumentTypeError(f"{text}: no backend {', '.join(sorted(unknown))}")
-        if more or not (page or "0").isdecimal():
+        if ":" in kv or not (page or "0").isdecimal():
             raise argparse.ArgumentTypeError(f"{text}: must be NAME[+NAME][:PAGE[:KV TYPE]]")
         return cls(prefill, decode or prefill, int(page or 0), kv or AUTO)
 

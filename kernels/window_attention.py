@@ -74,7 +74,8 @@ def window_mass(
         fp32 `[kv_heads * positions]`: the `[kv_heads, N-W]` of each request, one after the other.
 
     A request's values depend on its own numbers alone, not on the rest of the batch. A non-finite logit makes the
-    values of its whole KV head NaN, except -inf, whose weight is 0.
+    values of its whole KV head NaN, except -inf, whose weight is 0. With `lse`, a broken key's own value is NaN, and
+    those of others are what `lse` makes of them.
 
     Three launches: partial log-sum-exp, grid (row tiles * splits, kv_heads, R); its merge, grid (rows / 16, kv_heads,
     R); mass, grid (tiles of keys, kv_heads, R). With `lse`, the last one alone. Products in the input dtype with fp32

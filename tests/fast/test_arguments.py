@@ -132,11 +132,17 @@ def test_config_errors_come_through(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kv_heads", "tp_size", "last"),
-    [("bfloat16", 2, 1, 5), ("bfloat16", 1, 1, 3), ("float32", 1, 1, 5), ("bfloat16", 2, 2, 3)],
+    ("dtype", "kv_heads", "tp_size", "kv", "last"),
+    [
+        ("bfloat16", 2, 1, "auto", 5),
+        ("bfloat16", 1, 1, "auto", 3),
+        ("float32", 1, 1, "auto", 5),
+        ("bfloat16", 2, 2, "auto", 3),
+        ("bfloat16", 2, 1, "fp8_e4m3", 3),
+    ],
 )
-def test_the_last_prune_layer_depends_on_kv_heads_dtype_and_ranks(
-    tmp_path: Path, dtype: str, kv_heads: int, tp_size: int, last: int
+def test_the_last_prune_layer_depends_on_kv_heads_dtypes_and_ranks(
+    tmp_path: Path, dtype: str, kv_heads: int, tp_size: int, kv: str, last: int
 ) -> None:
     from transformers import LlamaConfig
 
@@ -144,7 +150,8 @@ def test_the_last_prune_layer_depends_on_kv_heads_dtype_and_ranks(
     heads = {"num_attention_heads": 4, "num_key_value_heads": kv_heads, "architectures": ["LlamaForCausalLM"]}
     LlamaConfig(**shape, **heads).save_pretrained(tmp_path)
     for prune_layer in (last, last + 1):
-        args = arguments(str(tmp_path), claa_prune_layer=prune_layer, dtype=dtype, tp_size=tp_size)
+        given = {"dtype": dtype, "tp_size": tp_size, "kv_cache_dtype": kv}
+        args = arguments(str(tmp_path), claa_prune_layer=prune_layer, **given)
         if prune_layer == last:
             assert config_of(args).steps[0].prune_layer == last
         else:
