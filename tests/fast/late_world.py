@@ -2,7 +2,7 @@
 
 A row of the residual stream says which token of which text it is; keys and queries are looked up by that identity. Each
 layer writes its keys where the view says, and records what the view's table rows let every request read. What must have
-been kept is computed apart from all this, with plain loops and the naive kernels.
+been kept is in `late_answers.py`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.ranks import Ranks
-from claa_sglang.kernels import naive
 from claa_sglang.memory.admission import LateRows
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.memory.census import Owned, SlotCensus
 from claa_sglang.memory.late_slots import LateSlots
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
-from tests.naive_rankers import ORACLES, Layer
 
 LAYERS, WINDOW, POOL_KERNEL, SCALING = 6, 4, 3, 0.7
 TEXTS, WIDTH, STRIDE, SLOTS = 6, 64, 24, 4000
@@ -336,67 +334,3 @@ class World:
                 late.score(level, self.queries[layer, texts, places], self.key_buffers[layer], SCALING)
             hidden = hidden + torch.tensor([0.0, 0.0, 1.0])
         return hidden
-
-
-# --- what must come out ----------------------------------------------------------------------------------------------
-
-
-def kept_positions(world: World, request: Request) -> list[list[int]]:
-    """Per step, the prompt positions that go on: they depend on the text and the counts alone, so are computed once."""
-    assert request.state is not None
-    key = (request.text, request.prompt, request.state.plan.kept_counts)
-    if key not in world.answers:
-        world.answers[key] = _kept_positions(world, *key)
-    return world.answers[key]
-
-
-def _kept_positions(world: World, text: int, prompt: int, counts: tuple[int, ...]) -> list[list[int]]:
-    kept, visible = [], list(range(prompt))
-    for step, count in zip(world.config.steps, counts, strict=True):
-        if count < len(visible):
-            window = visible[-WINDOW:]
-            layers = []
-            for layer in step.score_layers:
-                q = torch.stack([world.queries[layer, text, p] for p in window])
-                k = torch.stack([world.keys[layer, text, p] for p in visible])
-                layers.append(Layer(q, k))
-            ranking = torch.tensor(ORACLES["claa"](layers, SCALING, kernel=POOL_KERNEL))
-            chosen = naive.select(ranking, len(visible), count, WINDOW).tolist()
-            visible = [visible[i] for i in chosen]
-        kept.append(visible)
-    return kept
-
-
-def check(world: World, requests: list[Request]) -> None:
-    """Compare what each layer could read in the last forward, and what was kept, with the plain answer."""
-    assert world.last is not None
-    for request in requests:
-        spans = request.state.progress.late_spans if request.state is not None else []
-        begun = request.pruned and spans[0][1] > 0
-        parted = begun and request.length < request.total  # the last page waits to be computed again
-        everything = [(request.text, p) for p in range(request.total if parted else request.length)]
-        if begun:
-            _check_kept(world, request)
-        for layer in range(LAYERS):
-            level = sum(layer > step.prune_layer for step in world.config.steps)
-            read = world.read[layer].get(request.row)
-            if level == 0 or not request.pruned:
-                assert read == everything
-            elif not begun:
-                assert read is None  # in the middle of its prompt
-            else:
-                kept = kept_positions(world, request)[level - 1]
-                late = [t for t in everything if t[1] in kept or t[1] >= request.prompt]
-                start, end = (0, len(late)) if request.decodes else spans[level - 1]
-                assert read == (late[:end] if end > start else None)
-
-
-def _check_kept(world: World, request: Request) -> None:
-    """A step's ranking is there, and right, as soon as the rows before it are complete."""
-    state, plain = request.state, kept_positions(world, request)
-    assert state is not None and state.progress.late_computed_tokens == len(plain[0])
-    for step, kept in enumerate(state.progress.kept):
-        before = step - 1
-        complete = step == 0 or state.progress.late_spans[before][1] >= state.plan.kept_counts[before]
-        assert kept is not None or not complete
-        assert kept is None or kept.tolist() == plain[step]

@@ -7,7 +7,8 @@ import torch
 
 from claa_sglang.config.config import PruneStep
 from tests.fast.forward.test_late_pass import STEPS, TWO_ONLY, _one_thread, generate, kept, prefill, rows  # noqa: F401
-from tests.fast.late_world import LAYERS, ONE_STEP, TWO_STEPS, WINDOW, World, check
+from tests.fast.late_answers import check
+from tests.fast.late_world import LAYERS, ONE_STEP, TWO_STEPS, WINDOW, World
 
 # A chunk has at least the window, so that the second prune finds its queries in one part.
 PARTS = [(ONE_STEP, rows) for rows in (1, 3, 7, 19)] + [(TWO_STEPS, rows) for rows in (WINDOW, 7, 19)]

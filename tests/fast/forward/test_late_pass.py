@@ -7,7 +7,8 @@ import torch
 
 from claa_sglang.config.config import PruneStep
 from claa_sglang.memory.admission import chunk_len
-from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, WIDTH, WINDOW, Request, World, check
+from tests.fast.late_answers import check
+from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, WIDTH, WINDOW, Request, World
 
 STEPS = pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
 TWO_ONLY = pytest.mark.parametrize("steps", [TWO_STEPS], ids=["two-steps"])

@@ -163,7 +163,11 @@ class LateSlotsMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def decode(self, data: st.DataObject) -> None:
         rows = [r for r in self.some(data, prefilled=True) if self.live[r].target < WIDTH]
+        foreseen, before = sum(self.slots.need_of_next_token(row) for row in rows), self.slots.held
         if rows and self.grow({row: self.live[row].target + 1 for row in rows}):
+            # By this decoding retracts in time. What a retraction reserved is not used up yet.
+            assert self.slots.held - before <= foreseen
+            assert self.slots.held - before == foreseen or any(self.live[row].generated for row in rows)
             for row in rows:
                 self.live[row].generated += 1
 

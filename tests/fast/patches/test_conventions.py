@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from claa_sglang.patches import conventions
 from claa_sglang.patches.conventions import ArgumentConvention, StreamConvention, UnsupportedModel, convention_of
 from claa_sglang.patches.layers import LateStack
-from tests.fast.late_world import LAYERS, ONE_STEP, TWO_STEPS, check
+from tests.fast.late_answers import check
+from tests.fast.late_world import LAYERS, ONE_STEP, TWO_STEPS
 from tests.fast.patches.test_late_stack import ModuleWorld, _in_a_forward, expected_rows  # noqa: F401
 
 

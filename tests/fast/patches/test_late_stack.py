@@ -17,7 +17,8 @@ from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.patches.conventions import ArgumentConvention, UnsupportedModel
 from claa_sglang.patches.layers import LateStack
-from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, Request, WatchedPass, World, check
+from tests.fast.late_answers import check
+from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, Request, WatchedPass, World
 
 STEPS = pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
 

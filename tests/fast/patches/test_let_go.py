@@ -127,6 +127,19 @@ def test_nothing_waits_that_is_not_to_be_finished(world: World) -> None:
     assert waiting(world, ended(world, finish=True)) is not None
 
 
+def test_that_a_request_ended_is_noted_of_any_but_not_of_a_chunk(world: World, finishing: Finishing) -> None:
+    """So that steps know whether requests keep coming."""
+    pruned, dense, running = (ended(world) for _ in range(3))
+    make_dense(dense, "a test")
+    running.finished_reason = None
+    counted = []
+    for req in (pruned, dense, running):
+        before = list(finishing.ends)
+        remember(None, world.tree, req, up_to=len(PROMPT))
+        counted.append(list(finishing.ends) != before)
+    assert counted == [True, True, False]
+
+
 @pytest.mark.usefixtures("finishing")
 def test_nothing_waits_without_a_prefix_cache(world: World) -> None:
     world.tree.disable = True
