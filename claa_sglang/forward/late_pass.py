@@ -56,6 +56,9 @@ class LatePass(ActivePass):
         self._ranks = ranks
         self._shared = shared
         self._scorers: dict[int, Scorer] = {}  # of each level
+        # Those that failed before, whose end the scheduler has not come to. As it is now: a failure in this forward is
+        # known to this rank alone until they agree, and where it was, others may have ranked already.
+        self._failed = frozenset(state for state in plan.pruned_states if state.progress.error is not None)
         self.views: list[Any] = [batch] + [None] * len(config.steps)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
         for level in range(1, len(plan.levels) if plan.decode else 2):
@@ -96,11 +99,11 @@ class LatePass(ActivePass):
     def _is_ranked(self, segment: Segment, level: int) -> bool:
         """Whether the prune after `level` needs a ranking of this request.
 
-        Not before its rows at this level are complete; not if it keeps everything it has, and not if it was ranked in
-        an earlier forward.
+        Not before its rows at this level are complete; not if it keeps everything it has, if it was ranked in an
+        earlier forward, or if it failed there.
         """
         state = segment.state
-        if state is None or not segment.complete or state.progress.kept[level] is not None:
+        if state is None or not segment.complete or state.progress.kept[level] is not None or state in self._failed:
             return False
         return state.plan.kept_counts[level] < self._prompt_rows(segment, level)
 
@@ -124,7 +127,8 @@ class LatePass(ActivePass):
         self._scorers[level].score(queries, key_buffer, scaling)
 
     def _choose(self, segment: Segment, level: int) -> Tensor:
-        """Which of the prompt tokens visible at `level` go on: int64 indices into them, ascending."""
+        """Which of the prompt tokens visible at `level` go on: int64 indices into them, ascending. Of a request that
+        failed before, any: nobody reads its answer."""
         state = segment.state
         assert state is not None
         progress = state.progress
@@ -132,8 +136,8 @@ class LatePass(ActivePass):
         before = None if level == 0 else progress.kept[level - 1]
         if (known := progress.kept[level]) is not None:
             return known if before is None else torch.searchsorted(before, known)
-        if count == visible:
-            chosen = torch.arange(visible, device=self._table.device)
+        if count == visible or state in self._failed:
+            chosen = torch.arange(count, device=self._table.device)
         else:
             chosen = select(self._ranking(segment, level), visible, count, self._config.window)
         progress.kept[level] = chosen if before is None else before[chosen]

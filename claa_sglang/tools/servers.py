@@ -60,9 +60,12 @@ class ServerFailed(RuntimeError):
     """The server did not become ready; the message ends with its log. `log` is the whole log."""
 
     def __init__(self, reason: str, log: str):
-        tail = "\n".join(line[:2000] for line in log.splitlines()[-LOG_TAIL:])
-        super().__init__(f"{reason}; the end of its log:\n{tail}")
+        super().__init__(f"{reason}; the end of its log:\n{_tail(log)}")
         self.log = log
+
+
+class ServerGone(requests.ConnectionError):
+    """A running server hung up, or does not answer any more; the message ends with its log."""
 
 
 class RequestFailed(RuntimeError):
@@ -111,10 +114,19 @@ class Server:
         return answer.json()
 
     def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, timeout=REQUEST_TIMEOUT)
+        """Raises ServerGone."""
+        return self._ask("GET", path)
 
     def post(self, path: str, json: Any = None) -> requests.Response:
-        return requests.post(self.url + path, json=json, timeout=REQUEST_TIMEOUT)
+        """Raises ServerGone."""
+        return self._ask("POST", path, json)
+
+    def _ask(self, method: str, path: str, json: Any = None) -> requests.Response:
+        try:
+            return requests.request(method, self.url + path, json=json, timeout=REQUEST_TIMEOUT)
+        except requests.ConnectionError as error:
+            # Read now: it goes with the server.
+            raise ServerGone(f"{path}: {error}; the end of the server's log:\n{_tail(self.log())}") from error
 
     def flush(self) -> None:
         """Empty the prefix cache. Waits for running requests to end, for at most 30 seconds. Raises RequestFailed."""
@@ -137,6 +149,10 @@ class Server:
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
+
+
+def _tail(log: str) -> str:
+    return "\n".join(line[:2000] for line in log.splitlines()[-LOG_TAIL:])
 
 
 @contextlib.contextmanager

@@ -159,6 +159,34 @@ def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, ru
     check_idle(running)
 
 
+def test_failures_that_a_retraction_overtakes(running: Server, fault: Path) -> None:
+    """With overlap, one that failed may be retracted, or its next part be computed, before its result is processed.
+    They take 2 to 7 steps, so that forced retractions meet some."""
+    asked = [
+        Ask(tiny_models.prompt(length, seed=30), keep=keep, options={"finish": False})
+        for length in (300, 500, 700, 900, 1100, 1300)
+        for keep in (0.2, 0.6)
+    ]
+    running.flush()
+    dense = Ask(tiny_models.prompt(50, seed=31), new=120)
+    alone = ask(running, dense)
+    running.flush()
+    mark, start = end_of_log(running), len(running.log())
+    with ThreadPoolExecutor(1) as beside:
+        other = beside.submit(ask, running, dense)
+        wait_for(lambda: any(not batch.prefill for batch in batches(running, mark)), "the dense one decodes")
+        fault.write_text("storing,1")
+        try:
+            for pruned in asked:
+                failed = running.post("/generate", {"input_ids": pruned.prompt, "sampling_params": pruned.params()})
+                assert failed.status_code == 500 and f"CLAA failed while {ENDED['storing']}" in failed.text
+        finally:
+            fault.write_text("")
+        assert other.result().tokens == alone.tokens
+    assert retractions(running.log()[start:])["forced"] > 0
+    check_idle(running)
+
+
 def test_requests_that_are_retracted_beside_one_that_hangs_up(running: Server, llama_reference: ReferenceModel) -> None:
     """Each rank ends them, and takes them up again, in the same step."""
     running.flush()

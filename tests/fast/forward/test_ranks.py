@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,15 +147,19 @@ def test_a_request_that_fails_on_one_rank_fails_on_all_and_alone() -> None:
         world = world_of(ranks, ONE_STEP)
         requests = [world.add(text=1, prompt=20), world.add(text=2, prompt=20)]
         if ranks.rank == 1:
-            planted(requests[0].state)
+            world.ranked = planted(requests[0].state)
         world.extend([(request, 20) for request in requests])
         late = world.last
         assert late is not None
         late.agree_on_failures(None)
         return [request.state.progress.error for request in requests]
 
-    def planted(state: Any) -> None:
-        state.progress.fail("scoring its prompt", RuntimeError("planted"))
+    def planted(state: Any) -> Callable[[Tensor], Tensor]:
+        def fail(ranking: Tensor) -> Tensor:
+            state.progress.error or state.progress.fail("scoring its prompt", RuntimeError("planted"))
+            return ranking
+
+        return fail
 
     first, second = on_ranks(2, run)
     assert first[1] is None and second[1] is None
@@ -197,6 +202,27 @@ def test_what_one_rank_does_by_itself_fails_on_all(failing: int) -> None:
 
     found = on_ranks(2, run)
     assert found[failing] == "ValueError" and found[1 - failing] == "RankFailed"
+
+
+@pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
+def test_nobody_ranks_a_request_that_failed_before(steps: Any) -> None:
+    """Where it failed, one rank had ranked it and the other had not: they would wait for each other."""
+
+    def run(ranks: ThreadRanks) -> list[Any]:
+        world = world_of(ranks, steps)
+        failed, beside = world.add(text=1, prompt=20), world.add(text=2, prompt=20)
+        assert failed.state is not None
+        if ranks.rank == 0:
+            failed.state.progress.kept[0] = torch.arange(failed.state.plan.kept_counts[0])
+        failed.state.progress.fail("running its late layers", RuntimeError("planted"))
+        world.extend([(failed, 20), (beside, 20)])
+        assert world.last is not None
+        world.last.agree_on_failures(None)
+        assert len(world.rankings) == len(steps)  # of the other one
+        return [ranks.log, kept(beside), beside.state.progress.error if beside.state else None]
+
+    first, second = on_ranks(2, run)
+    assert first == second and first[2] is None
 
 
 def test_ranks_that_keep_different_tokens_are_told_where_they_are_compared() -> None:
