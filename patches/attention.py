@@ -4,6 +4,9 @@ Level 0 is stock's backend over the stock request table. The child of each later
 backend over the widened table, planned for that level's view. A batch without pruned requests goes to level 0 for all
 layers: stock, untouched. Only captured decode graphs differ: one graph serves both kinds, so its late layers run on the
 late child even when every request is dense, pointed at stock's own rows.
+
+With `--claa-decode-dense-layers` there is one more instance: generated tokens read kept prompt tokens there, in the
+early layers that are restricted so, over the rows of `forward/kept_rows.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.graph_decode import DecodeBuffers, DecodeGraphPass
+from claa_sglang.forward.kept_rows import KeptView, list_kept
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.ranks import Ranks
 from claa_sglang.memory.late_slots import LateSlots
@@ -55,8 +59,8 @@ class ClaaAttnBackend(AttentionBackend):
     """Sends each layer to the child of its level and scores the layers that rank.
 
     Args:
-        children: one backend per level.
-        translators: per later level, the slot translator its view is bound to.
+        children: one backend per level, and one more for views of kept tokens if the configuration has such layers.
+        translators: per child after the first, the slot translator its view is bound to.
         slots: the late slots, with the widened table.
         config: the server's configuration.
         ranks: those of tensor parallelism; None for a model that is not split.
@@ -142,6 +146,7 @@ class ClaaAttnBackend(AttentionBackend):
             buffers.fill_dense(forward_batch)
         else:
             lens_cpu = buffers.fill(forward_batch, plan)
+            list_kept(plan, self.slots.table, forward_batch.out_cache_loc)
         buffers.find_slots(self.slots.table, count, forward_batch.out_cache_loc)
         views = [forward_batch]
         for level in range(1, len(self.attn_backend_list)):
@@ -152,7 +157,8 @@ class ClaaAttnBackend(AttentionBackend):
             self._translators[level - 1].bind_runner_slots(view)
             self.attn_backend_list[level].init_forward_metadata_out_graph(view, in_capture)
             views.append(view)
-        self.active = DecodeGraphPass(views, buffers.boundary[:count]) if in_capture else None
+        kept = KeptView(views[-1]) if self.config.kept_layers else None
+        self.active = DecodeGraphPass(views, buffers.boundary[:count], kept) if in_capture else None
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         self.early.init_forward_metadata_in_graph(forward_batch)
@@ -186,7 +192,14 @@ class ClaaAttnBackend(AttentionBackend):
         if self.active is None:
             return self.early.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         level = self.level_of(layer.layer_id)
+        kept = self.active.kept if layer.layer_id in self.config.kept_layers else None
+        if kept is not None and kept.rows is None:
+            return self.attn_backend_list[-1].forward(q, k, v, layer, kept.batch, save_kv_cache, **kwargs)
         out = self.attn_backend_list[level].forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        if kept is not None:
+            # Their KV is in the cache; what all rows gave for them, over the whole prompt, is replaced.
+            own = (x[kept.rows] for x in (q, k, v))
+            out[kept.rows] = self.attn_backend_list[-1].forward(*own, layer, kept.batch, False, **kwargs)
         # After the child: some backends write this forward's keys to the pool only then.
         if self.active.needs_scores(level, layer.layer_id):
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
@@ -228,11 +241,11 @@ def _key_scale(layer: Any, keys: torch.Tensor) -> float:
 
 
 def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new_workspace: bool) -> AttentionBackend:
-    """AROUND `_build_resolved_backend`: the stock backend, and one more instance of it per prune step."""
+    """AROUND `_build_resolved_backend`: the stock backend, and one more instance of it for each other kind of row."""
     early = original(model_runner=model_runner, resolved=resolved, init_new_workspace=init_new_workspace)
     slots, config = late_slots_of(model_runner.req_to_token_pool), config_of(model_runner.server_args)
     children, translators = [early], []
-    for _ in config.steps:
+    for _ in range(config.row_kinds):
         runner = LateRunner(model_runner, slots.table)
         with startup_time.counted("late attention"):
             children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))

@@ -20,6 +20,7 @@ from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
+from claa_sglang.requests.state import RequestState
 
 _KEY = "claa"
 
@@ -62,6 +63,7 @@ def _made_plan(result: Any, batch: Any, runner: Any) -> BatchPlan | None:
             seq_lens=batch.seq_lens_cpu.tolist(),
             table_stride=slots.stride,
             num_steps=slots.num_steps,
+            stale=[_is_stale(req, state) for req, state in zip(batch.reqs, states, strict=True)],
         )
     decoding = {id(req) for req in batch.decoding_reqs or ()}
     return plan_extend(
@@ -74,6 +76,14 @@ def _made_plan(result: Any, batch: Any, runner: Any) -> BatchPlan | None:
         num_steps=slots.num_steps,
         decoding=[id(req) in decoding for req in batch.reqs],
     )
+
+
+def _is_stale(req: Any, state: RequestState | None) -> bool:
+    """Whether the request's row of kept tokens, if it has one, must be listed from the start, as it will be now."""
+    if state is None or state.plan.decode_dense_layers is None:
+        return False
+    before, state.progress.listed = state.progress.listed, (req.kv.req_pool_idx, req.kv.cache_protected_len)
+    return before != state.progress.listed
 
 
 INIT_NEW = (

@@ -21,9 +21,24 @@ from claa_sglang.patches.requests import pruned_state
 
 
 def reprefill_window(original: Any, self: Any, req: Any = None) -> int:
-    """AROUND: a pruned request recomputes at least its window, whose queries rank the prompt."""
+    """AROUND: a pruned request recomputes at least its window, whose queries rank the prompt.
+
+    So it does what it had generated over kept tokens before a retraction: a prompt of the same tokens has other KV.
+    """
     tail = original(self, req)
-    return tail if pruned_state(req) is None else max(tail, attached.window.of(self))
+    if (state := pruned_state(req)) is None:
+        return tail
+    own = len(req.output_ids) if state.plan.decode_dense_layers is not None else 0
+    return max(tail, attached.window.of(self), own)
+
+
+def cache_prompt_alone(original: Any, self: Any, req: Any, *, up_to: int, **kwargs: Any) -> Any:
+    """AROUND `UnifiedRadixCache.checkpoint_into_tree`: what was generated over kept tokens is not for others, whose
+    prompts read everything."""
+    state = pruned_state(req)
+    if state is not None and state.plan.decode_dense_layers is not None:
+        up_to = min(up_to, state.plan.prompt_tokens)
+    return original(self, req, up_to=up_to, **kwargs)
 
 
 def withhold_last_page(self: Any, req: Any) -> None:
@@ -42,6 +57,14 @@ def withhold_last_page(self: Any, req: Any) -> None:
 
 
 HOOKS = (
+    Hook(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint_into_tree",
+        ("self", "req", "up_to", "kwargs"),
+        "around",
+        cache_prompt_alone,
+        "scheduler",
+        "KV of tokens generated over kept ones must not be found by prompts.",
+    ),
     Hook(
         "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.swa_reprefill_tail_tokens",
         ("self", "req"),

@@ -30,13 +30,14 @@ def late_slots_of(pool: Any) -> LateSlots:
 
 
 def build_table(original: Callable[..., Any], self: Any, *, max_num_reqs: int) -> Any:
-    """AROUND `_build_req_to_token_pool`: one tensor, stock's rows first, then one block of late rows per prune step.
+    """AROUND `_build_req_to_token_pool`: one tensor, stock's rows first, then one block of late rows per prune step,
+    and one of the rows that decoding reads in early layers, where those are restricted.
 
     Stock builds it at its full size, and then sees its own rows of it alone: they are a view of the same memory, so no
     copy of a dense row can go stale, and no second table is ever there.
     """
     rows = max_num_reqs + 1  # row 0 is padding
-    pool = original(self, max_num_reqs=rows * (1 + _steps(self)) - 1)
+    pool = original(self, max_num_reqs=rows * (1 + _row_kinds(self)) - 1)
     table = attached.table.hang(pool, pool.req_to_token)
     pool.size, pool._alloc_size = max_num_reqs, rows
     pool.req_to_token = table[:rows]
@@ -50,7 +51,7 @@ def late_rows_bytes(configurator: Any, kv_bytes: int) -> int:
     tokens = configurator.config_from_budget(kv_bytes).max_total_num_tokens
     rows = configurator.resolve_max_num_reqs(tokens) + 1
     columns = configurator.model_config.context_len + get_req_to_token_extra_context_len()
-    return rows * _steps(configurator) * columns * torch.int32.itemsize
+    return rows * _row_kinds(configurator) * columns * torch.int32.itemsize
 
 
 def leave_room_for_late_rows(result: int, self: Any, pre_model_load_memory: Any) -> int:
@@ -69,17 +70,18 @@ def leave_room_for_late_rows(result: int, self: Any, pre_model_load_memory: Any)
     return result - late
 
 
-def _steps(configurator: Any) -> int:
-    return len(config_of(configurator.server_args).steps)
+def _row_kinds(configurator: Any) -> int:
+    return config_of(configurator.server_args).row_kinds
 
 
 def attach_slots(result: Any, self: Any, **kwargs: Any) -> Any:
     """AFTER `_init_pools`: late slots become the auxiliary cache of the request table."""
     pool = result.req_to_token_pool
     table, stride = attached.table.of(pool), pool.req_to_token.shape[0]
-    slots = LateSlots(table, stride, result.token_to_kv_pool_allocator, evict=_no_tree)
+    config = config_of(self.server_args)
+    slots = LateSlots(table, stride, result.token_to_kv_pool_allocator, evict=_no_tree, steps=len(config.steps))
     pool.attach_aux_cache(slots)
-    if config_of(self.server_args).finish == "idle":
+    if config.finish == "idle":
         # No more can wait than is cached.
         attached.finishing.hang(pool, Finishing(FinishQueue(capacity=slots.total)))
     return result

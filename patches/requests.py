@@ -15,7 +15,7 @@ from claa_sglang.forward.late_view import on_device
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.dense_rules import Facts, dense_reason
-from claa_sglang.requests.options import RequestError, RequestOptions, parse_options
+from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, parse_options
 from claa_sglang.requests.state import RequestState, given_positions
 from claa_sglang.start.server_config import config_of
 
@@ -58,6 +58,7 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
     prompt_tokens = _prompt_tokens(req, scheduler)
     try:
         options = parse_options(req.sampling_params.custom_params)
+        check_decoding(options, config)
     except RequestError as error:
         # The server process refuses these; whoever gets past it must still not stop the scheduler.
         attached.state.hang(req, RequestState.dense_request(RequestOptions(), prompt_tokens, INVALID))

@@ -11,8 +11,9 @@ from typing import Any
 
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.body import PARAMETERS, SAMPLING, check_body, with_defaults
-from claa_sglang.requests.options import RequestError, RequestOptions, check_keep, parse_options
+from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, check_keep, parse_options
 from claa_sglang.requests.report import KEY
+from claa_sglang.start.server_config import config_of
 
 
 def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
@@ -29,6 +30,8 @@ def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
         if custom_params is not given:
             obj.sampling_params = {**params, "custom_params": custom_params}
         options = parse_options(custom_params)
+    if options.decode_dense_layers is not None:
+        check_decoding(options, config_of(manager.server_args))
     check_prompt(manager, obj, input_ids)
     if input_ids is not None:
         check_keep(options, len(input_ids))

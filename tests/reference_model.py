@@ -71,11 +71,14 @@ class ReferenceModel:
         pool_kernel: int = 7,
         loss: float = 0.02,
         paper: bool = False,
+        decode_dense_layers: int | None = None,
     ) -> None:
         """window: tokens that rank the others. loss: what a token carries to those after it loses per token.
 
         paper: the paper's rule, `claa:paper`: the sum over the last 8 of the window, nothing carried, and no place by
             the last query alone.
+        decode_dense_layers: first layers in which generated tokens see the whole prompt; from there to the first prune
+            they see what that kept. None: they see it all.
         """
         from transformers import AutoModelForCausalLM
 
@@ -85,6 +88,7 @@ class ReferenceModel:
         self.pool_kernel = pool_kernel
         self.loss = loss
         self.paper = paper
+        self.decode_dense_layers = decode_dense_layers
 
     def dense(self, prompt: Sequence[int], answer: Sequence[int]) -> Expected:
         """As `pruned`, with every token in every layer."""
@@ -94,20 +98,32 @@ class ReferenceModel:
     def pruned(self, prompt: Sequence[int], answer: Sequence[int], keep_rate: float) -> Expected:
         """The reference's view of `answer`, which follows `prompt`, when the first prune keeps `keep_rate` of it."""
         run = _PrunedRun(self, len(prompt), len(answer) - 1, keep_rate)
+        logprobs = self._run(run, [*prompt, *answer[:-1]])
+        if self.decode_dense_layers is not None:
+            # What is kept depends on the prompt alone, and is known now.
+            again = _PrunedRun(self, len(prompt), len(answer) - 1, keep_rate, narrowed_to=run.kept[0])
+            logprobs = self._run(again, [*prompt, *answer[:-1]])
+            assert again.kept == run.kept
+        return Expected(run.kept, logprobs[-len(answer) :], run.choices)
+
+    def _run(self, run: _PrunedRun, tokens: Sequence[int]) -> Tensor:
         layers = self.model.model.layers
         ends = [*(prune.prune_layer for prune in self.prunes[1:]), len(layers) - 1]
         hooks = []
+        if run.narrowed_to is not None:
+            for layer in layers[self.decode_dense_layers : self.prunes[0].prune_layer + 1]:
+                hooks.append(layer.register_forward_pre_hook(run.narrow, with_kwargs=True))
         for step, (prune, end) in enumerate(zip(self.prunes, ends, strict=True)):
             hooks += [layers[i].self_attn.register_forward_hook(run.take_weights) for i in prune.score_layers]
             for layer in layers[prune.prune_layer + 1 : end + 1]:
                 hooks.append(layer.register_forward_pre_hook(partial(run.cut, step), with_kwargs=True))
         try:
-            logprobs = self._forward([*prompt, *answer[:-1]])
+            logprobs = self._forward(tokens)
         finally:
             for hook in hooks:
                 hook.remove()
-        assert len(run.kept) == len(self.prunes) and logprobs.shape[0] == len(run.kept[-1]) + len(answer) - 1
-        return Expected(run.kept, logprobs[-len(answer) :], run.choices)
+        assert len(run.kept) == len(self.prunes) and logprobs.shape[0] == len(run.kept[-1]) + run.generated
+        return logprobs
 
     @torch.no_grad()
     def _forward(self, tokens: Sequence[int]) -> Tensor:
@@ -118,8 +134,17 @@ class ReferenceModel:
 class _PrunedRun:
     """One forward: weights taken, kept rows chosen, later layers cut."""
 
-    def __init__(self, reference: ReferenceModel, prompt: int, generated: int, keep_rate: float) -> None:
+    def __init__(
+        self,
+        reference: ReferenceModel,
+        prompt: int,
+        generated: int,
+        keep_rate: float,
+        narrowed_to: list[int] | None = None,
+    ) -> None:
+        """narrowed_to: prompt positions that generated tokens see in restricted layers; None without such layers."""
         self.reference = reference
+        self.narrowed_to = narrowed_to
         self.prompt = prompt
         self.generated = generated
         rates = [keep_rate**prune.power for prune in reference.prunes]
@@ -156,6 +181,15 @@ class _PrunedRun:
             deviation = head.std() if ranked > 1 else torch.tensor(torch.inf)
             rows.append((head - head.mean()) / (deviation + 1e-8))
         return rows
+
+    def narrow(self, _layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Before a restricted layer: generated rows see kept prompt rows, and each other."""
+        assert self.narrowed_to is not None
+        rows = self.prompt + self.generated
+        mask = torch.full((rows, rows), torch.finfo(torch.float32).min).triu(1)
+        dropped = sorted(set(range(self.prompt)) - set(self.narrowed_to))
+        mask[self.prompt :, dropped] = torch.finfo(torch.float32).min
+        return args, {**kwargs, "attention_mask": mask[None, None]}
 
     def cut(self, step: int, _layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Before a layer after prune `step`: only kept prompt rows and generated rows, at their own positions."""

@@ -16,6 +16,7 @@ class AttentionBackend(NamedTuple):
         decode_graphs: whether its late layers decode through captured CUDA graphs.
         plan_waits: whether the host waits for the device when it plans a batch, and once more for each prune.
         pages: whether it was run with pages larger than a token. fp8: with KV rows of fp8 e4m3.
+        kept: whether it was run with early layers that decode over kept tokens.
     """
 
     name: str
@@ -24,16 +25,18 @@ class AttentionBackend(NamedTuple):
     plan_waits: bool
     pages: bool
     fp8: bool
+    kept: bool
 
 
 BACKENDS = (
-    AttentionBackend("torch_native", "cpu", decode_graphs=False, plan_waits=False, pages=True, fp8=False),
-    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=False),
-    AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True, pages=False, fp8=False),
-    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=True),
+    AttentionBackend("torch_native", "cpu", decode_graphs=False, plan_waits=False, pages=True, fp8=False, kept=True),
+    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=False, kept=False),
+    AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True, pages=False, fp8=False, kept=False),
+    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=True, kept=False),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 WITH_PAGES = tuple(backend.name for backend in BACKENDS if backend.pages)
+WITH_KEPT = tuple(backend.name for backend in BACKENDS if backend.kept)
 WITH_FP8 = tuple(backend.name for backend in BACKENDS if backend.fp8)
 
 

@@ -56,6 +56,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ranker: as `spec.parse` reads it. scorer: what computes its scores; auto measures at start which is faster.
     finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
     most; None for what adds about `finishing.step_size.SECONDS` to launching.
+    decode_dense_layers: first layers in which generated tokens read the whole prompt; None for all of them.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
@@ -69,6 +70,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     scorer: ScorerName = "auto"
     finish: FinishName = "idle"
     finish_chunk: ChunkTokens | None = None
+    decode_dense_layers: Layer | None = None
     profile: str | None = None
     profile_origin: str = ""
 
@@ -84,6 +86,17 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for step in self.steps:
             _check_step(step, previous, self.num_layers)
             previous = step
+
+    @property
+    def kept_layers(self) -> range:
+        """Layers up to the first prune in which generated tokens read, of the prompt, what was kept; may be empty."""
+        end = self.steps[0].prune_layer + 1
+        return range(end if self.decode_dense_layers is None else min(self.decode_dense_layers, end), end)
+
+    @property
+    def row_kinds(self) -> int:
+        """Rows of the request table that a pruned request has beside its stock row."""
+        return len(self.steps) + bool(self.kept_layers)
 
     @property
     def namespace(self) -> str:

@@ -79,6 +79,10 @@ HELP: dict[str, str] = {
         "prompt tokens of one step of finishing, at most: 1 or more; a request that arrives waits for the step that "
         "runs (default what takes about 10 ms beside launching)"
     ),
+    "decode_dense_layers": (
+        "first layers in which generated tokens attend to the whole prompt: 0 or more; from there to the prune layer "
+        "they attend to what was kept of it, and later layers have no more (default all up to the prune layer)"
+    ),
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
@@ -103,6 +107,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     policy: str | None = None
     finish: str | None = None
     finish_chunk: int | None = None
+    decode_dense_layers: int | None = None
     profile: str | None = None
 
 
@@ -139,6 +144,8 @@ def resolve(
         common["finish"] = _checked("finish", flags.finish, FinishName)
     if flags.finish_chunk is not None:
         common["finish_chunk"] = _checked("finish_chunk", flags.finish_chunk, ChunkTokens)
+    if flags.decode_dense_layers is not None:
+        common["decode_dense_layers"] = _checked("decode_dense_layers", flags.decode_dense_layers, Layer)
 
     origins = []
     if flags.schedule is None:

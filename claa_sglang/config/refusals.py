@@ -28,7 +28,8 @@ class Facts(NamedTuple):
 
     args: SGLang's resolved server arguments. model: its ModelConfig. window: CLAA's observation window in tokens,
     0 when the configuration itself is refused. environ: environment variables. wrong_defaults: what is wrong with the
-    options of CLAA in --preferred-sampling-params, None for nothing.
+    options of CLAA in --preferred-sampling-params, None for nothing. decodes_over_kept: whether early layers do, by
+    --claa-decode-dense-layers.
     """
 
     args: Any
@@ -36,6 +37,7 @@ class Facts(NamedTuple):
     window: int
     environ: Mapping[str, str]
     wrong_defaults: str | None
+    decodes_over_kept: bool
 
 
 class Detail(str):
@@ -60,9 +62,10 @@ def violated(
     window: int = 0,
     environ: Mapping[str, str] = os.environ,
     wrong_defaults: str | None = None,
+    decodes_over_kept: bool = False,
 ) -> list[Rule]:
     """All rules that hold against this start, in the order of the table; empty means CLAA may run. As in `Facts`."""
-    facts = Facts(args, model, window, environ, wrong_defaults)
+    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept)
     found = [(rule, rule.violated(facts)) for rule in RULES]
     return [
         rule._replace(reason=f"{rule.reason}: {answer}") if isinstance(answer, Detail) else rule
@@ -230,6 +233,13 @@ RULES: tuple[Rule, ...] = (
          lambda f: _kv_type(f) is KvType.FP8 and _not_run(f, attention_backends.WITH_FP8),
          "fp8 KV was not run pruned with this attention backend",
          f"use --kv-cache-dtype auto, or --attention-backend {{{','.join(attention_backends.WITH_FP8)}}}"),
+    Rule("decode-over-kept",
+         lambda f: f.decodes_over_kept
+         and ((f.args.page_size or 1) > 1 or _not_run(f, attention_backends.WITH_KEPT)),
+         "early layers that decode over kept tokens were not run with this attention backend, and kept tokens do not "
+         "follow each other in pages larger than a token",
+         "leave out --claa-decode-dense-layers, or use --page-size 1 and --attention-backend "
+         f"{{{','.join(attention_backends.WITH_KEPT)}}}"),
     Rule("kv-dtype", lambda f: _kv_type(f) is KvType.OTHER,
          "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
          "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),

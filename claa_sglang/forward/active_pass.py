@@ -9,14 +9,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from claa_sglang.forward.kept_rows import KeptView
+
 
 class ActivePass(Protocol):
     """One forward, while it is the backend's `active`.
 
     views: the batch of the early layers, then one view per late level, None where it has no rows.
+    kept: what generated tokens read in the configuration's `kept_layers`; None where they read what others do.
     """
 
     views: list[Any]
+    kept: KeptView | None
 
     @property
     def has_late_rows(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from claa_sglang.requests.state import RequestState
 
@@ -45,14 +46,41 @@ class Segment:
         return self.end - self.start
 
 
+class KeptSegment(NamedTuple):
+    """Generated tokens of one request, in the layers in which these read kept prompt tokens alone.
+
+    The attributes of a Segment, rows counted among those of `BatchPlan.kept`; of a request that reads everything, its
+    stock row. `stale`: whether the row is to be listed from the start. `source`: the first of its rows at level 0.
+    """
+
+    request: int
+    start: int
+    end: int
+    row: int
+    prefix_len: int
+    seq_len: int
+    state: RequestState | None
+    stale: bool
+    source: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows this request has here."""
+        return self.end - self.start
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
     """All levels of one forward. `levels[0]` covers every request; later levels leave out pruned requests whose rows at
     the level before are not complete. A segment has no rows where all were computed in earlier forwards, or where the
-    step had no room for any. Dense requests have the same rows at every level."""
+    step had no room for any. Dense requests have the same rows at every level.
+
+    `kept` are rows of level 0 that read kept tokens in the configuration's `kept_layers`: in decode every row, if one
+    request is restricted so; else those generated tokens that are computed among prompts."""
 
     levels: tuple[tuple[Segment, ...], ...]
     decode: bool
+    kept: tuple[KeptSegment, ...] = ()
 
     def rows(self, level: int) -> int:
         """Number of rows the layers of `level` compute."""
@@ -136,7 +164,23 @@ def plan_extend(
                 complete = length == whole
             start, ends[level] = ends[level], ends[level] + length - prefix
             levels[level].append(Segment(i, start, ends[level], row, prefix, length, state, complete, decodes))
-    return BatchPlan(tuple(tuple(level) for level in levels), decode=False)
+    kept = _generated(levels[0], (num_steps + 1) * table_stride)
+    return BatchPlan(tuple(tuple(level) for level in levels), decode=False, kept=kept)
+
+
+def _generated(segments: Sequence[Segment], block: int) -> tuple[KeptSegment, ...]:
+    """Of a prefill batch, the tokens that were generated before a retraction or are in a mixed chunk, and decode over
+    kept tokens. block: the first row of such rows."""
+    found: list[KeptSegment] = []
+    for s in segments:
+        if s.state is None or s.state.plan.decode_dense_layers is None or s.seq_len <= s.state.plan.prompt_tokens:
+            continue
+        first = max(s.prefix_len, s.state.plan.prompt_tokens)
+        start, rows = found[-1].end if found else 0, s.seq_len - first
+        length = late_len(s.state, 1, s.seq_len)
+        place = start, start + rows, block + s.row, length - rows, length
+        found.append(KeptSegment(s.request, *place, s.state, stale=True, source=s.end - rows))
+    return tuple(found)
 
 
 def plan_decode(
@@ -146,8 +190,12 @@ def plan_decode(
     seq_lens: Sequence[int],
     table_stride: int,
     num_steps: int,
+    stale: Sequence[bool] | None = None,
 ) -> BatchPlan | None:
-    """Plan a decode batch, one row per request; None when none is pruned. `seq_lens` count the new token."""
+    """Plan a decode batch, one row per request; None when none is pruned. `seq_lens` count the new token.
+
+    stale: per request, whether its row of kept tokens must be listed from the start; None: of all.
+    """
     pruned = [s if s is not None and s.pruned else None for s in states]
     if not any(pruned):
         return None
@@ -160,7 +208,16 @@ def plan_decode(
                 row, length = row + level * table_stride, late_len(state, level, length)
             segments.append(Segment(i, i, i + 1, row, length - 1, length, state, True, True))
         levels.append(tuple(segments))
-    return BatchPlan(tuple(levels), decode=True)
+    kept: list[KeptSegment] = []
+    for s in levels[0]:
+        row, length, is_stale = s.row, s.seq_len, False
+        if s.state is not None and s.state.plan.decode_dense_layers is not None:
+            row, length = row + (num_steps + 1) * table_stride, late_len(s.state, 1, length)
+            is_stale = stale is None or stale[s.request]
+        kept.append(KeptSegment(s.request, s.start, s.end, row, length - 1, length, s.state, is_stale, s.start))
+    if all(s.row == k.row for s, k in zip(levels[0], kept, strict=True)):
+        kept = []
+    return BatchPlan(tuple(levels), decode=True, kept=tuple(kept))
 
 
 def late_len(state: RequestState, level: int, seq_len: int) -> int:

@@ -8,6 +8,7 @@ rows go to slot 0, which SGLang reserves for writes that nobody reads.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,24 +16,27 @@ from torch import Tensor
 
 from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan
-from claa_sglang.forward.late_view import on_device
+from claa_sglang.forward.kept_rows import KeptView
+from claa_sglang.forward.late_view import Rows, on_device
 
 
 class DecodeBuffers:
     """Device tensors whose addresses captured graphs hold, for batches of up to `max_rows` requests.
 
-    rows, lens, slots: int64 `[late levels, max_rows]`: table row, KV length and write slot at each late level.
+    rows, lens, slots: int64 `[views, max_rows]`: table row, KV length and write slot at each late level, and at the end
+        in early layers that read kept tokens, if there are such.
     boundary: int64 `[max_rows]`: slot whose late-layer rows take the boundary state.
     """
 
-    def __init__(self, late_levels: int, max_rows: int, device: torch.device) -> None:
-        self.rows = torch.zeros(late_levels, max_rows, dtype=torch.int64, device=device)
+    def __init__(self, views: int, max_rows: int, device: torch.device) -> None:
+        self.rows = torch.zeros(views, max_rows, dtype=torch.int64, device=device)
         self.lens = torch.ones_like(self.rows)
         self.slots = torch.zeros_like(self.rows)
         self.boundary = torch.zeros(max_rows, dtype=torch.int64, device=device)
 
     def view(self, batch: Any, level: int) -> Any:
-        """A copy of `batch` (a ForwardBatch at capture, SGLang's stand-in at replay) over these buffers.
+        """A copy of `batch` (a ForwardBatch at capture, SGLang's stand-in at replay) over these buffers. level: from 1;
+        that of kept tokens comes after the last late one.
 
         Host lengths stay the batch's: upper bounds of the late ones, until `fill` of a plan replaces them.
         """
@@ -54,19 +58,21 @@ class DecodeBuffers:
     def fill(self, batch: Any, plan: BatchPlan) -> list[Tensor]:
         """Rows and lengths of a batch with pruned requests; padded rows keep row 0 and the batch's fill length.
 
-        Returns, per late level, the lengths on the host: int64 `[batch size]`.
+        Returns, per view, the lengths on the host: int64 `[batch size]`.
         """
         count = batch.batch_size
         padding = [1] * (count - len(plan.levels[0]))
-        lens = [[s.seq_len for s in level] + padding for level in plan.levels[1:]]
-        rows = [[s.row for s in level] + [0] * len(padding) for level in plan.levels[1:]]
+        views: list[Sequence[Rows]] = list(plan.levels[1:])
+        if len(views) < self.rows.shape[0]:
+            views.append(plan.kept or plan.levels[0])
+        lens = [[s.seq_len for s in view] + padding for view in views]
+        rows = [[s.row for s in view] + [0] * len(padding) for view in views]
         pruned = [int(s.state is not None) for s in plan.levels[0]] + [0] * len(padding)
-        late = len(rows)
         packed = on_device([*rows, *lens, pruned], torch.int64, self.rows.device)
-        self.rows[:, :count] = packed[:late]
-        self.lens[:, :count] = packed[late : 2 * late]
+        self.rows[:, :count] = packed[: len(rows)]
+        self.lens[:, :count] = packed[len(rows) : 2 * len(rows)]
         self.boundary[:count] = packed[-1]
-        return [torch.tensor(level, dtype=torch.int64) for level in lens]
+        return [torch.tensor(view, dtype=torch.int64) for view in lens]
 
     def find_slots(self, table: Tensor, count: int, stock_slots: Tensor) -> None:
         """Write slots of this step, from the table rows; and the boundary slots of pruned rows.
@@ -83,8 +89,9 @@ class DecodeBuffers:
 class DecodeGraphPass(ActivePass):
     """What the late layers' wrapper is given while a graph is captured: every row goes everywhere."""
 
-    def __init__(self, views: list[Any], boundary_slots: Tensor) -> None:
+    def __init__(self, views: list[Any], boundary_slots: Tensor, kept: KeptView | None) -> None:
         self.views = views  # the batch, then one view per late level
+        self.kept = kept
         self._boundary_slots = boundary_slots
 
     @property

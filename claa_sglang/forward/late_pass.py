@@ -15,13 +15,15 @@ from torch import Tensor
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan, Segment
+from claa_sglang.forward.kept_rows import KeptView
 from claa_sglang.forward.late_view import make_view, on_device
 from claa_sglang.forward.ranks import RankFailed, Ranks, RanksDiffer
 from claa_sglang.forward.scorers import Scored, Scorer, make_scorer
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking.selection import select
 
-# Called with a view and its level once the view's table rows are complete: plans attention for it.
+# Called with a view and its level once the view's table rows are complete: plans attention for it. The view of kept
+# tokens has the number after the last level's.
 Prepare = Callable[[Any, int], None]
 
 
@@ -60,6 +62,10 @@ class LatePass(ActivePass):
         # known to this rank alone until they agree, and where it was, others may have ranked already.
         self._failed = frozenset(state for state in plan.pruned_states if state.progress.error is not None)
         self.views: list[Any] = [batch] + [None] * len(config.steps)
+        self.kept: KeptView | None = None
+        if plan.kept:
+            self.kept = KeptView.of(plan, batch, table)
+            prepare(self.kept.batch, len(config.steps) + 1)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
         for level in range(1, len(plan.levels) if plan.decode else 2):
             self._make_view(level)

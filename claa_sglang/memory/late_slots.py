@@ -6,7 +6,8 @@ themselves. All bookkeeping is on the host; slot numbers stay on the device.
 
 One table, several kinds of row: the request table is one tensor whose first `stride` rows are stock's own; row
 `level * stride + r` lists the late slots of the request in stock row r after prune step `level`. Which of them have
-slots of their own is said in `pages.py`. A row may list slots past its end, up to the end of its last page.
+slots of their own is said in `pages.py`. Rows after these, if there are any, list early slots (`kept_rows.py`). A row
+may list slots past its end, up to the end of its last page.
 """
 
 from __future__ import annotations
@@ -65,14 +66,22 @@ class LateSlots:
         stride: rows of the stock request table.
         allocator: SGLang's slot allocator.
         evict: called with a number of slots before they are allocated; frees prefix-cache entries if need be.
+        steps: prune steps; None where the table has late rows alone beside stock's.
     """
 
-    def __init__(self, table: Tensor, stride: int, allocator: SlotAllocator, evict: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        table: Tensor,
+        stride: int,
+        allocator: SlotAllocator,
+        evict: Callable[[int], object],
+        steps: int | None = None,
+    ) -> None:
         if table.shape[0] % stride:
             raise ValueError(f"table has {table.shape[0]} rows, not a multiple of the stock table's {stride}")
         self.table = table
         self.stride = stride
-        self.num_steps = table.shape[0] // stride - 1
+        self.num_steps = table.shape[0] // stride - 1 if steps is None else steps
         self.pages = Pages(allocator.page_size)
         self.evict = evict
         self._allocator = allocator
@@ -129,7 +138,7 @@ class LateSlots:
             # A retracted request brings what it had generated as part of its prefill.
             self._owners[row] = _Owner(state, generated, held=[0] * self.pages.late_rows(state))
             if (slots := state.progress.borrowed) is not None:
-                rows = self.table[self.stride + row :: self.stride]
+                rows = self.table[self.stride + row :: self.stride][: self.num_steps]
                 rows[:, : len(slots)] = slots.to(torch.int32)
         elif owner.state is not state:
             raise ValueError(f"row {row} is still bound to another request")

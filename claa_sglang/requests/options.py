@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from claa_sglang.config.config import KeepRate, PolicyName
+from claa_sglang.config.config import ClaaConfig, KeepRate, Layer, PolicyName
 from claa_sglang.ranking import spec
 
 Positions = Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(min_length=1)]
@@ -27,6 +27,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "keep": (Positions | None, "ascending prompt positions; default those of the ranking"),
     "return_kept": (bool, "true or false; default false"),
     "finish": (bool, "true or false; default true"),
+    "decode_dense_layers": (Layer | None, "the server's own count of layers, or all"),
 }
 
 
@@ -44,6 +45,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keep: prompt positions to keep beside the window, ascending; None to rank.
     return_kept: report the kept positions in `meta_info["claa"]`.
     finish: False leaves what it caches pruned, where the server would make it dense when it is idle.
+    decode_dense_layers: first layers in which its generated tokens read the whole prompt; None means the server's own.
     """
 
     enabled: bool = True
@@ -53,6 +55,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keep: Positions | None = None
     return_kept: bool = False
     finish: bool = True
+    decode_dense_layers: Layer | None = None
 
 
 def parse_options(custom_params: object) -> RequestOptions:
@@ -106,6 +109,22 @@ def check_keep(options: RequestOptions, prompt_tokens: int) -> None:
         raise RequestError(
             f"custom_params.claa.keep: position {options.keep[-1]} is beyond the prompt of {prompt_tokens} tokens"
         )
+
+
+def check_decoding(options: RequestOptions, config: ClaaConfig) -> None:
+    """Raises RequestError where `decode_dense_layers` is neither the server's own nor all layers before the prune."""
+    asked, own, end = options.decode_dense_layers, config.decode_dense_layers, config.steps[0].prune_layer + 1
+    if asked is None or asked == own or asked >= end:
+        return
+    offered = f"{end} or more, which is every layer before the prune"
+    raise RequestError(
+        f"custom_params.claa.decode_dense_layers: {asked}: this server was started "
+        + (
+            f"with --claa-decode-dense-layers {own}; give {own}, or {offered}"
+            if config.kept_layers
+            else f"without --claa-decode-dense-layers; give {offered}, or leave it out"
+        )
+    )
 
 
 def allowed_keys() -> dict[str, str]:

@@ -46,6 +46,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
         "late_computed_tokens": state.progress.late_computed_tokens,
         "ranker": "given" if plan.options.keep is not None else str(plan.ranker),
         **steps[0],
+        **({} if plan.decode_dense_layers is None else {"decode_dense_layers": plan.decode_dense_layers}),
     }
     if len(steps) > 1:
         report["steps"] = steps

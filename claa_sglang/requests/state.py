@@ -30,6 +30,8 @@ class RequestPlan:
         kept_counts: per step, how many prompt tokens go on. Known from N alone, so no shape waits for the device.
         ranker: what ranks its tokens.
         dense_reason: why the request runs dense; None when it is pruned.
+        decode_dense_layers: first layers in which its generated tokens read the whole prompt; from there to the first
+            prune they read what that kept. None: no layer is restricted, or nothing is dropped.
     """
 
     options: RequestOptions
@@ -38,6 +40,7 @@ class RequestPlan:
     kept_counts: tuple[int, ...] = ()
     ranker: RankerSpec = field(default_factory=RankerSpec)
     dense_reason: str | None = None
+    decode_dense_layers: int | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class Progress:
             of the prompt's last page; late slots own them.
         borrowed: slots (int64 `[kept_counts[0]]`) that serve as late slots and belong to somebody else, in a step of
             finishing (`patches/finishing.py`). None for a request of a client, whose late slots are taken and freed.
+        listed: what its row of kept tokens was listed from: (stock row, tokens of it that are the prefix cache's), as
+            stock lists the cache's slots in place of the request's own when it caches a prompt. None before that.
         error: what went wrong in this request's own computation; the scheduler ends it with this text.
     """
 
@@ -63,6 +68,7 @@ class Progress:
     late_spans: list[tuple[int, int]] = field(default_factory=list)
     last_slots: Tensor | None = None
     borrowed: Tensor | None = None
+    listed: tuple[int, int] | None = None
     error: str | None = None
 
     @classmethod
@@ -74,7 +80,7 @@ class Progress:
         """The late slots are given back, in a retraction too: the late prefill is scheduled from its start. What was
         ranked and what failed stays."""
         self.late_spans = [(0, 0)] * len(self.late_spans)
-        self.last_slots = None
+        self.last_slots = self.listed = None
 
     def fail(self, doing: str, error: Exception) -> None:
         """Have this request end with an error. The first failure is the cause; what follows from it is only logged."""
@@ -124,8 +130,17 @@ class RequestState:
         counts = tuple(kept_count(prompt_tokens, s.keep_rate, config.window) for s in steps)
         if options.keep is not None:
             counts = (len(given_positions(options.keep, prompt_tokens, config.window)),) * len(steps)
+        asked, layers = options.decode_dense_layers, config.kept_layers
+        restricted = layers and (asked is None or asked in layers) and counts[0] < prompt_tokens
         return cls(
-            RequestPlan(options, prompt_tokens, steps, counts, parse(options.ranker or config.ranker)),
+            RequestPlan(
+                options,
+                prompt_tokens,
+                steps,
+                counts,
+                parse(options.ranker or config.ranker),
+                decode_dense_layers=layers.start if restricted else None,
+            ),
             Progress.before_any(len(steps)),
             # Positions that a client gives are its own choice of what is kept.
             Decision(is_open=(options.policy or config.policy) == "auto" and options.keep is None),

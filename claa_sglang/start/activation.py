@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import Any
 
-from claa_sglang.config.config import ConfigError
+from claa_sglang.config.config import ClaaConfig, ConfigError
 from claa_sglang.patches import hooks
 from claa_sglang.start import startup_time, versions
 from claa_sglang.start.server_config import choice_of, is_server_process
@@ -37,15 +37,15 @@ def activate(server_args: Any) -> None:
 def _activate(server_args: Any) -> None:
     in_server = is_server_process(server_args)
     problems: list[str] = []
-    window = 0
+    config: ClaaConfig | None = None
     warnings: tuple[str, ...] = ()
     try:
         choice = choice_of(server_args)
-        window, warnings = choice.config.window, choice.warnings
+        config, warnings = choice.config, choice.warnings
     except ConfigError as error:
         problems.append(str(error))
     if in_server:
-        problems += refused(server_args, window)
+        problems += refused(server_args, config)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         stop(server_args, f"--enable-claa cannot be combined with this start ({versions.both()}):\n{listed}")
@@ -73,8 +73,8 @@ def _activate(server_args: Any) -> None:
             logger.warning(warning)
 
 
-def refused(server_args: Any, window: int) -> list[str]:
-    """One line for each rule of `refusals` that these resolved arguments violate; `window` in tokens, 0 if unknown."""
+def refused(server_args: Any, config: ClaaConfig | None) -> list[str]:
+    """One line for each rule of `refusals` that these resolved arguments violate; config None: it is refused itself."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
     from claa_sglang.config import refusals
@@ -82,4 +82,6 @@ def refused(server_args: Any, window: int) -> list[str]:
 
     arguments, model = resolved_view(server_args), model_config_of(server_args)
     wrong = wrong_defaults(arguments.preferred_sampling_params)
-    return [str(rule) for rule in refusals.violated(arguments, model, window, wrong_defaults=wrong)]
+    window, over_kept = (0, False) if config is None else (config.window, bool(config.kept_layers))
+    found = refusals.violated(arguments, model, window, wrong_defaults=wrong, decodes_over_kept=over_kept)
+    return [str(rule) for rule in found]

@@ -64,6 +64,11 @@ WORKS: tuple[Works, ...] = (
         "test_startup.py::test_engines_with_and_without_claa_in_one_process",
         "one after the other; one without it answers as stock, and one with it has its own settings",
     ),
+    Works(
+        "`--claa-decode-dense-layers`",
+        "test_decode_kept.py::test_together_and_retracted",
+        "early layers decode over kept tokens; follow-ups compute the answer before them anew",
+    ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
         "retraction when memory is short",
@@ -141,8 +146,8 @@ def markdown() -> str:
         "",
         "## Attention backends",
         "",
-        "| `--attention-backend` | run on | larger pages | fp8 KV | decode graphs | host waits of a plan |",
-        "|---|---|---|---|---|---|",
+        "| `--attention-backend` | run on | larger pages | fp8 KV | over kept | decode graphs | host waits of a plan |",
+        "|---|---|---|---|---|---|---|",
         *(_backend(backend) for backend in attention_backends.BACKENDS),
         "",
         "## Refused at start",
@@ -156,8 +161,9 @@ def markdown() -> str:
 
 def _backend(backend: attention_backends.AttentionBackend) -> str:
     waits = "one, and one more for each prune" if backend.plan_waits else "none"
-    pages, fp8, graphs = ("yes" if has else "no" for has in (backend.pages, backend.fp8, backend.decode_graphs))
-    return f"| `{backend.name}` | {backend.device} | {pages} | {fp8} | {graphs} | {waits} |"
+    has = (backend.pages, backend.fp8, backend.kept, backend.decode_graphs)
+    run = " | ".join("yes" if one else "no" for one in has)
+    return f"| `{backend.name}` | {backend.device} | {run} | {waits} |"
 
 
 def _routes() -> list[str]:

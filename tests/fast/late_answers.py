@@ -48,6 +48,15 @@ def check(world: World, requests: list[Request]) -> None:
         for layer in range(LAYERS):
             level = sum(layer > step.prune_layer for step in world.config.steps)
             read = world.read[layer].get(request.row)
+            generated = world.generated_read[layer].get(request.row)
+            if layer in world.config.kept_layers and request.pruned and len(everything) > request.prompt:
+                kept = kept_positions(world, request)[0]
+                early = [t for t in everything if t[1] in kept or t[1] >= request.prompt]
+                in_decode = world.last.plan.decode
+                if len(kept) < request.prompt:
+                    assert (read, generated) == ((early, None) if in_decode else (everything, early))
+                    continue
+            assert generated is None
             if level == 0 or not request.pruned:
                 assert read == everything
             elif not begun:

@@ -97,14 +97,23 @@ class WatchedPass(LatePass):
 
 
 class World:
-    """One server's table, slots, caches and model. page: tokens of a page."""
+    """One server's table, slots, caches and model. page: tokens of a page. dense_layers: in which generated tokens read
+    the whole prompt; None for all before the first prune."""
 
-    def __init__(self, steps: tuple[PruneStep, ...], seed: int = 0, page: int = 1) -> None:
+    def __init__(
+        self, steps: tuple[PruneStep, ...], seed: int = 0, page: int = 1, dense_layers: int | None = None
+    ) -> None:
         self.rng = random.Random(seed)
-        self.config = ClaaConfig(steps=steps, num_layers=LAYERS, window=WINDOW, pool_kernel=POOL_KERNEL)
+        self.config = ClaaConfig(
+            steps=steps,
+            num_layers=LAYERS,
+            window=WINDOW,
+            pool_kernel=POOL_KERNEL,
+            decode_dense_layers=dense_layers,
+        )
         self.pool = SlotPool(self.rng, page)
-        self.table = torch.full(((len(steps) + 1) * STRIDE, WIDTH), -1, dtype=torch.int32)
-        self.slots = LateSlots(self.table, STRIDE, self.pool, evict=lambda _: None)
+        self.table = torch.full(((self.config.row_kinds + 1) * STRIDE, WIDTH), -1, dtype=torch.int32)
+        self.slots = LateSlots(self.table, STRIDE, self.pool, evict=lambda _: None, steps=len(steps))
         generator = torch.Generator().manual_seed(seed)
         self.keys = 2 * torch.randn(LAYERS, TEXTS, WIDTH, KV_HEADS, DIM, generator=generator)
         self.queries = torch.randn(LAYERS, TEXTS, WIDTH, HEADS, DIM, generator=generator)
@@ -120,6 +129,9 @@ class World:
         self.prepared: list[tuple[Any, int]] = []
         # Of the last forward: layer -> row of the stock table -> tokens its attention could read.
         self.read: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        self.generated_read: dict[
+            int, dict[int, list[tuple[int, int]]]
+        ] = {}  # the same, of generated tokens in prefills
         self.last: LatePass | None = None
         self.answers: dict[tuple[int, int, tuple[int, ...]], list[list[int]]] = {}
 
@@ -235,9 +247,32 @@ class World:
             seq_lens=[r.length for r in requests],
             table_stride=STRIDE,
             num_steps=len(self.config.steps),
+            stale=[self._is_stale(request) for request in requests],
         )
         assert plan is not None
         return self._forward(plan, self._batch(requests, [1] * len(requests)), requests)
+
+    @staticmethod
+    def _is_stale(request: Request) -> bool:
+        if request.state is None:
+            return False
+        before, request.state.progress.listed = request.state.progress.listed, (request.row, 0)
+        return before is None
+
+    def cached(self, request: Request) -> None:
+        """As when stock caches its prompt: the row lists other slots with the same in them, its own go back."""
+        before = self.table[request.row, : request.prompt].clone()
+        slots = self.pool.alloc(request.prompt)
+        assert slots is not None and request.state is not None
+        self.table[request.row, : request.prompt] = slots.to(torch.int32)
+        for layer, tokens in enumerate(self.content):
+            self.key_buffers[layer, slots] = self.key_buffers[layer, before.long()]
+            tokens |= {
+                new: tokens[old] for old, new in zip(before.tolist(), slots.tolist(), strict=True) if old in tokens
+            }
+        self.pool.free_page_ids(before.long())
+        self._forget_freed()
+        request.state.progress.listed = None
 
     def _grow(self, requests: list[Request], counts: list[int]) -> None:
         for request, count in zip(requests, counts, strict=True):
@@ -277,7 +312,7 @@ class World:
         self.prepared.append((view, level))
 
     def _forward(self, plan: BatchPlan, batch: SimpleNamespace, requests: list[Request]) -> Tensor:
-        self.prepared, self.rankings, self.read = [], [], defaultdict(dict)
+        self.prepared, self.rankings, self.read, self.generated_read = [], [], defaultdict(dict), defaultdict(dict)
         late = self.last = WatchedPass(self, plan, batch)
         # (text, position, layers run), and a residual that must travel with it.
         hidden = torch.stack((batch.texts, batch.positions, torch.zeros_like(batch.positions)), dim=1).float()
@@ -321,16 +356,28 @@ class World:
         for layer in layers:
             self.key_buffers[layer, view.out_cache_loc] = self.keys[layer, texts, places]
             self.content[layer] |= dict(zip(view.out_cache_loc.tolist(), tokens, strict=True))
-            start = 0
-            for i, row in enumerate(view.req_pool_indices.tolist()):
-                slots = self.table[row, : int(view.seq_lens[i])].tolist()
-                read = self.read[layer][row % STRIDE] = [self.content[layer][slot] for slot in slots]
-                # This forward's rows are the last that the request reads.
-                count = 1 if late.plan.decode else view.extend_seq_lens_cpu[i]
-                assert read[len(read) - count :] == tokens[start : start + count]
-                start += count
-            assert start == len(tokens)
+            kept = late.kept if layer in self.config.kept_layers else None
+            if kept is None or kept.rows is not None:
+                self._read(late, layer, view, tokens, self.read)
+            if kept is not None:
+                rows = list(range(len(tokens))) if kept.rows is None else kept.rows.tolist()
+                assert kept.batch.out_cache_loc.tolist() == view.out_cache_loc[rows].tolist()
+                assert torch.equal(kept.batch.positions, positions[rows])
+                into = self.read if kept.rows is None else self.generated_read
+                self._read(late, layer, kept.batch, [tokens[row] for row in rows], into)
             if late.needs_scores(level, layer):
                 late.score(level, self.queries[layer, texts, places], self.key_buffers[layer], SCALING)
             hidden = hidden + torch.tensor([0.0, 0.0, 1.0])
         return hidden
+
+    def _read(self, late: LatePass, layer: int, view: Any, tokens: list[tuple[int, int]], into: dict) -> None:
+        """What each request of a view reads; `tokens` are those of its rows."""
+        start = 0
+        for i, row in enumerate(view.req_pool_indices.tolist()):
+            slots = self.table[row, : int(view.seq_lens[i])].tolist()
+            read = into[layer][row % STRIDE] = [self.content[layer][slot] for slot in slots]
+            # This forward's rows are the last that the request reads.
+            count = 1 if late.plan.decode else view.extend_seq_lens_cpu[i]
+            assert read[len(read) - count :] == tokens[start : start + count]
+            start += count
+        assert start == len(tokens)

@@ -34,6 +34,7 @@ FLAGS = {
     "--claa-policy": ("auto", "always", "default auto"),
     "--claa-finish": ("idle", "off", "default idle"),
     "--claa-finish-chunk": ("prompt tokens", "1 or more", "default what takes about 10 ms beside launching"),
+    "--claa-decode-dense-layers": ("attend to the whole prompt", "0 or more", "default all up to the prune layer"),
     "--claa-profile": ("JSON file", "an explicit flag wins"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from typing import Any
 
 import msgspec
 import pytest
@@ -171,3 +172,16 @@ def test_the_policy_is_checked() -> None:
     assert resolve(ClaaFlags(scorer="flashinfer"), 8).scorer == "flashinfer"
     with pytest.raises(ConfigError, match="--claa-policy 'never'.*auto prunes a prompt only where"):
         resolve(ClaaFlags(policy="never"), 8)
+
+
+@pytest.mark.parametrize(("dense", "layers"), [(None, []), (0, [0, 1, 2, 3]), (2, [2, 3]), (3, [3]), (4, []), (99, [])])
+def test_layers_that_decode_over_kept_tokens_end_at_the_first_prune(dense: int | None, layers: list[int]) -> None:
+    config = resolve(ClaaFlags(schedule="3:0.4,5:0.2", decode_dense_layers=dense), 8)
+    assert list(config.kept_layers) == layers
+    assert config.row_kinds == (3 if layers else 2)
+
+
+@pytest.mark.parametrize("value", [-1, True, 1.5, "2"])
+def test_dense_layers_of_decoding_are_a_count(value: Any) -> None:
+    with pytest.raises(ConfigError, match="--claa-decode-dense-layers .*0 or more"):
+        resolve(ClaaFlags(decode_dense_layers=value), 8)

@@ -51,6 +51,7 @@ class Case(NamedTuple):
     model: str = "llama"
     environ: dict[str, str] = {}
     stated: dict[str, Any] = {}
+    over_kept: bool = False
 
     def __str__(self) -> str:
         detail = {**self.args, **self.stated, **self.environ}
@@ -189,6 +190,8 @@ CASES = (
     Case("page-size", {**CUDA, "attention_backend": "flashinfer", "page_size": 16}),
     Case("fp8-kv", {**CUDA, "kv_cache_dtype": "fp8_e4m3"}),
     Case("fp8-kv", CUDA, model="llama-modelopt"),
+    Case("decode-over-kept", {"page_size": 16}, over_kept=True),
+    Case("decode-over-kept", CUDA, over_kept=True),
     Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
     Case("kv-dtype", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
     Case("kv-dtype", model="llama-int8-kv"),
@@ -269,7 +272,8 @@ def violations(case: Case, path: Path) -> list[str]:
     record = resolved(path, case.args)
     view = resolved_view(record) if not case.stated else ResolvedView(record, overlay=case.stated)
     wrong = wrong_defaults(view.preferred_sampling_params)
-    return [rule.id for rule in refusals.violated(view, model_config_of(record), WINDOW, case.environ, wrong)]
+    model = model_config_of(record)
+    return [rule.id for rule in refusals.violated(view, model, WINDOW, case.environ, wrong, case.over_kept)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -365,7 +369,7 @@ def test_a_bad_default_is_refused_with_its_flag_and_range(model_path: Callable[[
 
 def test_a_missing_attribute_is_an_error_not_a_rule_that_passes(model_path: Callable[[str], Path]) -> None:
     record = resolved(model_path("llama"), {})
-    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None)
+    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None, True)
     for rule in refusals.RULES:
         if "model" in rule.id or rule.remedy == refusals._MODEL or "server" in rule.id:
             continue

@@ -61,6 +61,28 @@ def test_a_pruned_request_reads_and_writes_its_late_rows(table: torch.Tensor) ->
     assert buffers.boundary[:4].tolist() == [101, 0, 0, 0]
 
 
+def test_early_layers_that_read_kept_tokens_have_a_view_of_their_own() -> None:
+    table = torch.arange((STEPS + 2) * STRIDE * WIDTH, dtype=torch.int32).view(-1, WIDTH)
+    config = msgspec.structs.replace(CONFIG, decode_dense_layers=2)
+    restricted = RequestState.pruned_request(RequestOptions(), config, prompt_tokens=20)  # keeps 10
+    not_so = RequestState.pruned_request(RequestOptions(decode_dense_layers=4), config, prompt_tokens=20)
+    rows, lens, slots = [3, 5, 6], [23, 30, 21], [101, 102, 103]
+    buffers = DecodeBuffers(STEPS + 1, 6, torch.device("cpu"))
+    for states in ([restricted, None, not_so], [not_so, None, not_so]):
+        plan = plan_decode(states, rows=rows, seq_lens=lens, table_stride=STRIDE, num_steps=STEPS)
+        assert plan is not None
+        host = buffers.fill(stand_in := batch(rows, lens, 4, slots), plan)
+        buffers.find_slots(table, 4, stand_in.out_cache_loc)
+        first = [(STEPS + 1) * STRIDE + 3, 13] if states[0] is restricted else [3, 23]
+        assert buffers.rows[STEPS, :4].tolist() == [first[0], 5, 6, 0]
+        assert buffers.lens[STEPS, :4].tolist() == host[STEPS].tolist() == [first[1], 30, 21, 1]
+        assert buffers.slots[STEPS, :3].tolist() == [
+            int(table[first[0], first[1] - 1]),
+            int(table[5, 29]),
+            int(table[6, 20]),
+        ]
+
+
 def test_a_dense_batch_is_stocks_own_at_every_level(table: torch.Tensor) -> None:
     buffers = DecodeBuffers(STEPS, 6, torch.device("cpu"))
     buffers.boundary.fill_(77)  # left by the replay before

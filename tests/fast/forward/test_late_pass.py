@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from claa_sglang.config.config import PruneStep
+from claa_sglang.forward.batch_plan import plan_decode
+from claa_sglang.forward.kept_rows import list_kept
 from claa_sglang.memory.admission import chunk_len
-from tests.fast.late_answers import check
+from tests.fast.late_answers import check, kept_positions
 from tests.fast.late_world import LAYERS, ONE_STEP, STRIDE, TWO_STEPS, WIDTH, WINDOW, Request, World
 
 STEPS = pytest.mark.parametrize("steps", [ONE_STEP, TWO_STEPS], ids=["one-step", "two-steps"])
+RESTRICTED = pytest.mark.parametrize("dense_layers", [None, 1], ids=["", "over kept"])
 TWO_ONLY = pytest.mark.parametrize("steps", [TWO_STEPS], ids=["two-steps"])
 
 
@@ -193,6 +196,53 @@ def test_a_resumed_request_with_its_own_prefix_cached(steps: tuple[PruneStep, ..
     generate(world, resumed, 2)
 
 
+# --- decoding over kept tokens ---
+
+
+@STEPS
+@pytest.mark.parametrize("dense_layers", [0, 1, 2])
+def test_generated_tokens_read_kept_ones_from_a_layer_on(steps: tuple[PruneStep, ...], dense_layers: int) -> None:
+    world = World(steps, dense_layers=dense_layers)
+    pruned, everything = world.add(text=1, prompt=30), world.add(text=2, prompt=20, keep_rate=1.0)
+    dense = world.add(text=4, prompt=9, pruned=False)
+    world.extend([(pruned, 30), (everything, 20), (dense, 9)])
+    check(world, [pruned, everything, dense])
+    for _ in range(3):
+        world.decode([everything, pruned, dense])
+        check(world, [everything, pruned, dense])
+    (kept, *_), layer = kept_positions(world, pruned), world.config.kept_layers.start
+    assert world.read[layer][pruned.row] == [(1, p) for p in [*kept, 30, 31, 32]]
+    if layer:
+        assert len(world.read[layer - 1][pruned.row]) == 33
+    world.decode([everything, dense])  # nobody whose row differs from stock's
+    assert world.last is not None and world.last.kept is None
+
+
+@STEPS
+def test_slots_of_the_prefix_cache_take_the_place_of_its_own(steps: tuple[PruneStep, ...]) -> None:
+    """With overlap, stock caches a prompt after the first token's step was made."""
+    world = World(steps, dense_layers=1)
+    request = world.add(text=1, prompt=30)
+    prefill(world, request)
+    generate(world, request, 1)
+    world.cached(request)
+    generate(world, request, 2)
+
+
+def test_a_request_that_failed_before_it_was_ranked_is_left_alone() -> None:
+    world = World(ONE_STEP, dense_layers=1)
+    failed, beside = world.add(text=1, prompt=30), world.add(text=2, prompt=20)
+    world.extend([(failed, 30), (beside, 20)])
+    assert failed.state is not None
+    failed.state.progress.kept[0] = None
+    failed.state.progress.fail("ranking its prompt", RuntimeError("planted"))
+    plan = plan_decode([failed.state], rows=[failed.row], seq_lens=[31], table_stride=STRIDE, num_steps=1, stale=[True])
+    assert plan is not None
+    before = world.table.clone()
+    list_kept(plan, world.table, torch.tensor([7]))
+    assert torch.equal(world.table, before)
+
+
 # --- ranking ---
 
 
@@ -258,9 +308,10 @@ def test_views_are_prepared_once_their_rows_are_known(steps: tuple[PruneStep, ..
 
 
 @STEPS
+@RESTRICTED
 @pytest.mark.parametrize("seed", range(12))
-def test_random_schedules(steps: tuple[PruneStep, ...], seed: int) -> None:
-    world = World(steps, seed)
+def test_random_schedules(steps: tuple[PruneStep, ...], seed: int, dense_layers: int | None) -> None:
+    world = World(steps, seed, dense_layers=dense_layers)
     rng = world.rng
     live: list[Request] = []
     for _ in range(25):
@@ -313,10 +364,14 @@ def _random_request(world: World, live: list[Request]) -> Request:
 
 
 @STEPS
-@pytest.mark.parametrize("page", [1, 4], ids="pages of {}".format)
-def test_generated_tokens_beside_chunks_of_others(steps: tuple[PruneStep, ...], page: int) -> None:
+@pytest.mark.parametrize(
+    ("page", "dense_layers"), [(1, None), (4, None), (1, 0), (1, 2)], ids=["", "pages of 4", "none", "two"]
+)
+def test_generated_tokens_beside_chunks_of_others(
+    steps: tuple[PruneStep, ...], page: int, dense_layers: int | None
+) -> None:
     """As with `--enable-mixed-chunk`: rows of a prefill forward that decode, at every level."""
-    world = World(steps, page=page)
+    world = World(steps, page=page, dense_layers=dense_layers)
     pruned, dense, alone = world.add(text=1, prompt=30), world.add(text=4, prompt=9, pruned=False), world.add(1, 30)
     world.extend([(pruned, 30), (dense, 9)], late_rows=7)
     while pruned.length < pruned.total:  # its late prefill takes several steps

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
+import msgspec
 import pytest
 
-from claa_sglang.requests.options import RequestError, RequestOptions, check_keep, parse_options
+from claa_sglang.config.config import ClaaConfig, PruneStep
+from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, check_keep, parse_options
 
 
 @pytest.mark.parametrize("custom_params", [None, {}, {"other": object()}, {"claa": {}}, {"claa": None}])
@@ -24,6 +26,7 @@ def test_nothing_asked_gives_the_defaults(custom_params: object) -> None:
         ({"keep_rate": None, "return_kept": True}, RequestOptions(return_kept=True)),
         ({"finish": False}, RequestOptions(finish=False)),
         ({"finish": True}, RequestOptions()),
+        ({"decode_dense_layers": 0}, RequestOptions(decode_dense_layers=0)),
         (MappingProxyType({"keep_rate": 1e-9}), RequestOptions(keep_rate=1e-9)),
     ],
 )
@@ -86,3 +89,23 @@ def test_a_ranker_is_checked() -> None:
     assert parse_options({"claa": {"ranker": "claa:heads=sum"}}).ranker == "claa:heads=sum"
     with pytest.raises(RequestError, match="custom_params.claa.ranker: .*no such name"):
         parse_options({"claa": {"ranker": "snapkv"}})
+
+
+def test_layers_that_decode_over_kept_tokens_are_the_servers_or_none() -> None:
+    step = PruneStep(prune_layer=5, keep_rate=0.2, score_layers=(5,))
+    without = ClaaConfig(steps=(step,), num_layers=8)
+    restricted = msgspec.structs.replace(without, decode_dense_layers=2)
+    for layers, config in (
+        (None, without),
+        (None, restricted),
+        (2, restricted),
+        (6, restricted),
+        (6, without),
+        (7, without),
+    ):
+        check_decoding(RequestOptions(decode_dense_layers=layers), config)
+    for layers in (0, 1, 3, 5):
+        with pytest.raises(RequestError, match=f"decode_dense_layers: {layers}: .* 2; give 2, or 6 or more"):
+            check_decoding(RequestOptions(decode_dense_layers=layers), restricted)
+    with pytest.raises(RequestError, match="without --claa-decode-dense-layers; give 6 or more"):
+        check_decoding(RequestOptions(decode_dense_layers=2), without)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -110,3 +112,21 @@ def test_each_step_keeps_a_part_of_the_one_before(prompt: int, rate: float | Non
         assert min(window, prompt) <= count <= before
         before = count
     assert len(state.plan.kept_counts) == len(state.progress.kept) == len(state.plan.steps) == len(steps)
+
+
+@pytest.mark.parametrize(
+    ("server", "asked", "rate", "found"),
+    [
+        (None, None, 0.2, None),
+        (1, None, 0.2, 1),
+        (1, 1, 0.2, 1),
+        (1, 99, 0.2, None),
+        (1, None, 1.0, None),
+        (None, 99, 0.2, None),
+    ],
+)
+def test_whose_early_layers_decode_over_kept_tokens(server: Any, asked: Any, rate: float, found: Any) -> None:
+    """Where nothing is dropped there is nothing to leave out."""
+    made = msgspec.structs.replace(config(ONE, 8), decode_dense_layers=server)
+    options = RequestOptions(keep_rate=rate, decode_dense_layers=asked)
+    assert RequestState.pruned_request(options, made, 200).plan.decode_dense_layers == found
