@@ -15,6 +15,7 @@ import copy
 from typing import Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
 from torch.profiler import record_function
@@ -108,6 +109,7 @@ class ClaaAttnBackend(AttentionBackend):
                 self._prepare_view,
                 self._ranks,
                 shared=self.slots.pages.are_shared,
+                checked=_is_checked(),
             )
 
     def _prepare_view(self, view: Any, level: int) -> None:
@@ -146,7 +148,7 @@ class ClaaAttnBackend(AttentionBackend):
             buffers.fill_dense(forward_batch)
         else:
             lens_cpu = buffers.fill(forward_batch, plan)
-            list_kept(plan, self.slots.table, forward_batch.out_cache_loc)
+            list_kept(plan, self.slots.table, forward_batch.out_cache_loc, _is_checked())
         buffers.find_slots(self.slots.table, count, forward_batch.out_cache_loc)
         views = [forward_batch]
         for level in range(1, len(self.attn_backend_list)):
@@ -233,6 +235,11 @@ class ClaaAttnBackend(AttentionBackend):
         """A batch with pruned requests changes its number of rows half-way: no captured graph has that shape."""
         ask = getattr(self.early, "can_run_prefill_cuda_graph", None)
         return plan_of(forward_batch) is None and (ask is None or ask(forward_batch))
+
+
+def _is_checked() -> bool:
+    """Whether SGLang looks at the owners of single slots in every step, as we do then."""
+    return envs.SGLANG_CHECK_KV_PAGE_INVARIANTS.get()
 
 
 def _key_scale(layer: Any, keys: torch.Tensor) -> float:

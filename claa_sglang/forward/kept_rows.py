@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claa_sglang.forward.batch_plan import BatchPlan
+from claa_sglang.forward.batch_plan import BatchPlan, KeptSegment
 from claa_sglang.forward.late_view import make_view, on_device
 
 
@@ -29,12 +29,12 @@ class KeptView:
     rows: Tensor | None = None
 
     @classmethod
-    def of(cls, plan: BatchPlan, batch: Any, table: Tensor) -> KeptView:
+    def of(cls, plan: BatchPlan, batch: Any, table: Tensor, checked: bool) -> KeptView:
         """The view of a forward whose plan has `kept`. Completes the rows that it reads.
 
-        batch: SGLang's ForwardBatch of the early layers. table: the widened request table.
+        batch: SGLang's ForwardBatch of the early layers. table, checked: as for `list_kept`.
         """
-        list_kept(plan, table, batch.out_cache_loc)
+        list_kept(plan, table, batch.out_cache_loc, checked)
         view = make_view(batch, plan.kept, table, decode=plan.decode)
         if plan.decode:
             return cls(view)
@@ -44,12 +44,15 @@ class KeptView:
         return cls(view, rows)
 
 
-def list_kept(plan: BatchPlan, table: Tensor, slots: Tensor) -> None:
+def list_kept(plan: BatchPlan, table: Tensor, slots: Tensor, checked: bool) -> None:
     """Complete the rows of `plan.kept`, before anything reads them.
 
     Args:
         table: the widened request table, int32 `[rows, max_context_len]`; its stock rows list this forward's slots.
         slots: int64 `[rows of level 0]`, where this forward's tokens keep their early KV.
+        checked: whether each row is compared with its stock row, which waits for the device.
+
+    Raises AssertionError where they are compared and differ: slots of somebody else would be read.
     """
     current = []
     for segment in plan.kept:
@@ -61,10 +64,21 @@ def list_kept(plan: BatchPlan, table: Tensor, slots: Tensor) -> None:
             continue
         # Of a request that failed before it was ranked nobody reads the answer, and the row stays as it is.
         if (kept := segment.state.progress.kept[0]) is not None:
-            prompt, count = segment.state.plan.prompt_tokens, kept.shape[0]
-            table[segment.row, :count] = table[stock, kept]
-            table[segment.row, count : segment.seq_len] = table[stock, prompt : prompt + segment.seq_len - count]
+            table[segment.row, : segment.seq_len] = _listed(segment, stock, kept, table)
     if current:  # one new token each
         places = [[s.row for s in current], [s.prefix_len for s in current], [s.source for s in current]]
         rows, columns, sources = on_device(places, torch.int64, table.device)
         table[rows, columns] = slots[sources].to(table.dtype)
+    for segment in current if checked else ():
+        kept = segment.state.progress.kept[0]
+        expected = None if kept is None else _listed(segment, plan.levels[0][segment.request].row, kept, table)
+        assert expected is None or torch.equal(table[segment.row, : segment.seq_len], expected), (
+            f"CLAA: row {segment.row} of kept tokens lists other slots than its request has"
+        )
+
+
+def _listed(segment: KeptSegment, stock: int, kept: Tensor, table: Tensor) -> Tensor:
+    """What the row is to list: int32 `[seq_len]`. kept: int64 `[n]`, the prompt positions. stock: the stock row."""
+    assert segment.state is not None
+    first = segment.state.plan.prompt_tokens
+    return torch.cat((table[stock, kept], table[stock, first : first + segment.seq_len - kept.shape[0]]))

@@ -37,6 +37,7 @@ class LatePass(ActivePass):
         config: the server's configuration.
         prepare: plans attention of a level's view.
         ranks: those of tensor parallelism, each of which scores its own KV heads; None for a model that is not split.
+        checked: whether rows of kept tokens are compared with what their requests have.
         shared: whether late rows after the first list some of its slots (`memory/pages.py`); else they have their own.
     """
 
@@ -49,6 +50,7 @@ class LatePass(ActivePass):
         prepare: Prepare,
         ranks: Ranks | None,
         shared: bool = True,
+        checked: bool = False,
     ) -> None:
         self.plan = plan
         self.batch = batch
@@ -64,7 +66,7 @@ class LatePass(ActivePass):
         self.views: list[Any] = [batch] + [None] * len(config.steps)
         self.kept: KeptView | None = None
         if plan.kept:
-            self.kept = KeptView.of(plan, batch, table)
+            self.kept = KeptView.of(plan, batch, table, checked)
             prepare(self.kept.batch, len(config.steps) + 1)
         # The first late level's table rows are complete before layer 0; a later level's need a ranking.
         for level in range(1, len(plan.levels) if plan.decode else 2):

@@ -21,13 +21,13 @@ Positions = Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(min
 # key -> (type, what a user may write); the one source for validation and for the error text.
 _KEYS: dict[str, tuple[Any, str]] = {
     "enabled": (bool, "true or false; default true"),
-    "keep_rate": (KeepRate | None, "a number above 0 and at most 1; default the server's --claa-keep-rate"),
-    "policy": (PolicyName | None, '"auto" or "always"; default the server\'s --claa-policy'),
-    "ranker": (str | None, "a ranker such as claa or fastkv; default the server's --claa-ranker"),
+    "keep_rate": (KeepRate | None, "a number above 0 and at most 1; default --claa-keep-rate"),
+    "policy": (PolicyName | None, '"auto" or "always"; default --claa-policy'),
+    "ranker": (str | None, "a ranker such as claa or fastkv; default --claa-ranker"),
     "keep": (Positions | None, "ascending prompt positions; default those of the ranking"),
     "return_kept": (bool, "true or false; default false"),
     "finish": (bool, "true or false; default true"),
-    "decode_dense_layers": (Layer | None, "the server's own count of layers, or all"),
+    "decode_dense_layers": (Layer | None, "--claa-decode-dense-layers, or all"),
 }
 
 

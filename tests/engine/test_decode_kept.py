@@ -29,9 +29,11 @@ RETRACT = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
 
 @pytest.fixture(scope="module", params=["one prune", "two prunes, mixed chunks"])
 def running(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    """Running requests are retracted every few steps, and late prefills take several."""
+    """Running requests are retracted every few steps, late prefills take several, and slots that are given back are
+    soon somebody else's."""
     more = () if request.param == "one prune" else (*SCHEDULE, "--enable-mixed-chunk")
     flags = (*CLAA_FLAGS, *TINY_FLAGS, "--claa-decode-dense-layers", str(DENSE_LAYERS), *more)
+    flags += ("--max-total-tokens", "3000")
     env = STRICT | ONE_THREAD | RETRACT
     with server(tiny_model("llama"), *flags, "--chunked-prefill-size", str(CHUNK), env=env) as made:
         yield made

@@ -87,7 +87,7 @@ class WatchedPass(LatePass):
 
     def __init__(self, world: World, plan: BatchPlan, batch: Any) -> None:
         shared = world.slots.pages.are_shared
-        super().__init__(plan, batch, world.table, world.config, world._prepare, world.ranks, shared)
+        super().__init__(plan, batch, world.table, world.config, world._prepare, world.ranks, shared, checked=True)
         self._world = world
 
     def _ranking(self, segment: Any, level: int) -> Tensor:

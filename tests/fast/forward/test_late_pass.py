@@ -227,6 +227,11 @@ def test_slots_of_the_prefix_cache_take_the_place_of_its_own(steps: tuple[PruneS
     generate(world, request, 1)
     world.cached(request)
     generate(world, request, 2)
+    world.cached(request)
+    assert request.state is not None
+    request.state.progress.listed = (request.row, 0)  # had nobody noticed
+    with pytest.raises(AssertionError, match="lists other slots than its request has"):
+        world.decode([request])
 
 
 def test_a_request_that_failed_before_it_was_ranked_is_left_alone() -> None:
@@ -239,7 +244,7 @@ def test_a_request_that_failed_before_it_was_ranked_is_left_alone() -> None:
     plan = plan_decode([failed.state], rows=[failed.row], seq_lens=[31], table_stride=STRIDE, num_steps=1, stale=[True])
     assert plan is not None
     before = world.table.clone()
-    list_kept(plan, world.table, torch.tensor([7]))
+    list_kept(plan, world.table, torch.tensor([7]), checked=True)
     assert torch.equal(world.table, before)
 
 
