@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(prompts) < len(loaded):
         print(f"{len(loaded) - len(prompts)} prompts without {args.turns} turns are left out", flush=True)
     rankings = load_rankings(args.given)
-    wanted = settings([*args.rankers, *rankings], args.keep_rates)
+    wanted = settings([*args.rankers, *rankings], args.keep_rates, args.decode_both_ways)
     if args.url or args.engine:
         known, run, measured = ask(args, prompts, wanted, rankings)
     else:
@@ -145,6 +145,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rankers", nargs="+", default=[DEFAULT_RANKER], help="default: %(default)s")
     parser.add_argument("--given", nargs="+", default=[], metavar="NAME=FILE", help="rankings made elsewhere")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="default: %(default)s")
+    parser.add_argument(
+        "--decode-both-ways",
+        action="store_true",
+        help="of a server with --claa-decode-dense-layers: ask each also so that decoding reads the whole prompt",
+    )
     parser.add_argument("--seconds", type=float, help="begin no prompt after this time; count what there is")
     parser.add_argument("--in-flight", type=int, default=256, help="requests at a time (default: %(default)s)")
     parser.add_argument(

@@ -12,11 +12,17 @@ from claa_sglang.tasks.rankings import load
 
 DENSE_NAME = "dense"
 STOCK_NAME = "stock"  # a server without CLAA; only timed, as its answers are dense's
+READS_ALL = ", decoding over all"
+EVERY_LAYER = 9999  # more than any model has
 DEFAULT_RANKER = "claa"  # the server's own; its name is not sent
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One way to run a prompt. ranker: DENSE_NAME, a ranker the server knows, or a ranking made elsewhere."""
+    """One way to run a prompt.
+
+    ranker: DENSE_NAME, a ranker the server knows, or a ranking made elsewhere; with READS_ALL after the name, generated
+    tokens read the whole prompt in all early layers (of a server with --claa-decode-dense-layers).
+    """
 
     ranker: str
     keep_rate: float = 1.0
@@ -33,9 +39,10 @@ class Setting(msgspec.Struct, frozen=True):
 DENSE, STOCK = Setting(DENSE_NAME), Setting(STOCK_NAME)
 
 
-def settings(rankers: Sequence[str], keep_rates: Sequence[float]) -> list[Setting]:
-    """Dense first, then every ranker at every keep rate."""
-    return [DENSE, *(Setting(ranker, rate) for ranker in rankers for rate in keep_rates)]
+def settings(rankers: Sequence[str], keep_rates: Sequence[float], both_ways: bool = False) -> list[Setting]:
+    """Dense first, then every ranker at every keep rate. both_ways: each also with READS_ALL."""
+    names = [ranker + way for ranker in rankers for way in (("", READS_ALL) if both_ways else ("",))]
+    return [DENSE, *(Setting(name, rate) for name in names for rate in keep_rates)]
 
 
 class RankingError(ValueError):
@@ -68,18 +75,20 @@ def options(setting: Setting, key: str, tokens: int, window: int, rankings: Rank
     """
     if setting.dense:
         return {"enabled": False}
+    ranker = setting.ranker.removesuffix(READS_ALL)
+    decoding = {} if ranker == setting.ranker else {"decode_dense_layers": EVERY_LAYER}
     # What another setting left in the cache is not to be made dense for this one.
-    pruned = {"policy": "always", "keep_rate": setting.keep_rate, "finish": False}
-    if setting.ranker == DEFAULT_RANKER:
+    pruned = {"policy": "always", "keep_rate": setting.keep_rate, "finish": False, **decoding}
+    if ranker == DEFAULT_RANKER:
         return pruned
-    if setting.ranker not in rankings:
-        return {**pruned, "ranker": setting.ranker}
-    order = rankings[setting.ranker].get(key)
+    if ranker not in rankings:
+        return {**pruned, "ranker": ranker}
+    order = rankings[ranker].get(key)
     if order is None or any(not 0 <= position < tokens for position in order):
         reason = "is missing" if order is None else f"has positions beyond its {tokens} tokens"
-        raise RankingError(f"ranking {setting.ranker!r}: prompt {key} {reason}; rank the same prompts with this model")
+        raise RankingError(f"ranking {ranker!r}: prompt {key} {reason}; rank the same prompts with this model")
     first = tokens - window
     room = max(0, int(setting.keep_rate * tokens) - window)
     always = [0] if room and first > 0 else []
     best = [position for position in order if 0 < position < first][: max(0, room - 1)]
-    return {"keep": [*always, *sorted(best), *range(max(0, first), tokens)]}
+    return {**decoding, "keep": [*always, *sorted(best), *range(max(0, first), tokens)]}

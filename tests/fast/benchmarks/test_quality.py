@@ -140,3 +140,15 @@ def test_a_given_ranking_becomes_positions(tmp_path: Path) -> None:
 def test_settings_are_dense_and_every_pair() -> None:
     names = [setting.name for setting in settings(["claa", "uniform"], [0.1, 0.2])]
     assert names == ["dense", "claa 0.1", "claa 0.2", "uniform 0.1", "uniform 0.2"]
+
+
+def test_each_may_also_decode_over_the_whole_prompt() -> None:
+    names = [setting.name for setting in settings(["claa", "uniform"], [0.2], both_ways=True)]
+    all_of_it = ", decoding over all"
+    assert names == ["dense", "claa 0.2", f"claa{all_of_it} 0.2", "uniform 0.2", f"uniform{all_of_it} 0.2"]
+    rankings = {"oracle": {"k": [18, 3]}}
+    for ranker in ("claa", "uniform", "oracle"):
+        plain, other = (
+            options(Setting(ranker + way, 0.2), "k", 20, window=2, rankings=rankings) for way in ("", all_of_it)
+        )
+        assert other.pop("decode_dense_layers") > 1000 and other == plain
