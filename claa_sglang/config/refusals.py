@@ -190,9 +190,6 @@ RULES: tuple[Rule, ...] = (
     Rule("ray", _flag("use_ray"), "schedulers in Ray actors do not report whether CLAA is active",
          _DROP.format("--use-ray")),
     # --- front ends
-    Rule("tokenizer-workers", _above_one("tokenizer_worker_num"),
-         "additional tokenizer processes do not load plugins, so requests would pass unchecked",
-         "use --tokenizer-worker-num 1"),
     Rule("rust-server",
          lambda f: f.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"),
          "the Rust server bypasses the tokenizer manager that checks and reports requests",

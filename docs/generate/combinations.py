@@ -57,6 +57,11 @@ WORKS: tuple[Works, ...] = (
         "test_recorders.py::test_each_layer_is_seen_with_its_own_rows",
         "each layer is seen once a forward, with the rows it has: after a prune, those that were kept",
     ),
+    Works(
+        "`--tokenizer-worker-num`",
+        "test_tokenizer_workers.py::test_every_worker_checks_and_reports",
+        "each worker checks what it is sent; one that cannot stops the server",
+    ),
     Works("chat and completions routes", f"{_COMBINED}::test_completions_with_penalties_and_logprobs"),
     Works("pausing, and updating weights", "test_weight_updates.py::test_requests_go_on_after_a_pause"),
     Works(

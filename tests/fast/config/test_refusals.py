@@ -159,7 +159,6 @@ CASES = (
     Case("context-parallel", stated={"enable_dsa_cache_layer_split": True}),
     Case("multi-node", {**TP2, "nnodes": 2, "dist_init_addr": "127.0.0.1:1"}),
     Case("ray", {"use_ray": True}),
-    Case("tokenizer-workers", {"tokenizer_worker_num": 2}),
     # SGLang itself refuses it beside torch_native.
     Case("deterministic-inference", {**CUDA, "enable_deterministic_inference": True}),
     Case(
