@@ -27,7 +27,7 @@ def quicker() -> dict[str, str]:
 
     It imports the modules of models that tests serve instead of all, which saves three seconds of a core. /health
     answers at once when the server is up: by default it waits a second to see a token, and every test asks for tokens.
-    What CLAA_TEST_QUICKER does is in `tests/children/sitecustomize.py`.
+    What CLAA_TEST_QUICKER does is in `tests/children/sitecustomize.py` and `tests/children/prepared_server.py`.
     """
     spec = importlib.util.find_spec("sglang")
     assert spec is not None and spec.submodule_search_locations

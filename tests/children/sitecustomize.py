@@ -38,3 +38,7 @@ if QUICKER in os.environ:
     gc.set_threshold(50_000, 20, 100)
     # FlashInfer does without it. It is for kernels of GPUs, and its import takes a tenth of a server's start.
     sys.modules["cutlass"] = None  # type: ignore[assignment]
+
+    # There, a server's children have less to import.
+    if sys.orig_argv[1:3] == ["-m", "sglang.launch_server"]:
+        os.execv(sys.executable, [sys.executable, "-m", "prepared_server", *sys.orig_argv[3:]])

@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import eval_quality, tiny_model
 from tests.conftest import ROOT
+from tests.engine_server import QUICKER
 
 pytestmark = pytest.mark.engine
 
@@ -47,9 +48,8 @@ def run(home: Path, model: Path, gpus: int, **changed: Any) -> subprocess.Comple
     (home / "plan.json").write_text(json.dumps({"finish": FINISH, "models": {model.name: MODEL | changed}}))
     words = ["--models", relative(model), "--out", relative(home / "out"), "--plan", relative(home / "plan.json")]
     words += ["--seconds", str(SECONDS), "--cpu", "--gpus", str(gpus), "--processes", "1"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.answers_run", *words], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "benchmarks.answers_run", *words]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | QUICKER)
     print(ran.stdout)
     return ran
 

@@ -14,7 +14,7 @@ import requests
 
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask
 from tests.engine.conftest import CLAA_FLAGS
-from tests.engine_server import second_plugin, server, start_failure
+from tests.engine_server import QUICKER, second_plugin, server, start_failure
 from tests.tiny_models import prompt
 
 pytestmark = pytest.mark.engine
@@ -55,5 +55,6 @@ def test_a_shared_namespace_is_found_while_busy(tiny_model: Callable[[str], Path
 def test_late_slots_held_at_idle_are_found(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """The first idle moment is before the server is ready."""
     plugin = second_plugin(tmp_path, "claa_test_planted", SLOTS_HELD)
-    log = start_failure(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, env={**plugin, **ONE_THREAD, **IDLE_ONLY})
+    env = {**plugin, **QUICKER, **ONE_THREAD, **IDLE_ONLY}
+    log = start_failure(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, env=env)
     assert "5 late slots are held while the server is idle" in log

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import load
+from tests.engine_server import QUICKER
 
 pytestmark = pytest.mark.engine
 
 
-def test_load_changes_no_answer(tmp_path: Path, small_model_path: Path) -> None:
+def test_load_changes_no_answer(tmp_path: Path, small_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in QUICKER.items():
+        monkeypatch.setenv(name, value)
     out = tmp_path / "load.json"
     status = load.main(["--requests", "60", "--out", str(out)])
     result = json.loads(out.read_text())

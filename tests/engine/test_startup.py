@@ -24,7 +24,7 @@ from claa_sglang.patches.arguments import ARGUMENT_HOOKS
 from claa_sglang.tools import servers
 from claa_sglang.tools.cpu_env import cpu_environment
 from tests import profiles, tiny_models
-from tests.engine_server import second_plugin, start_failure
+from tests.engine_server import QUICKER, second_plugin, start_failure
 
 pytestmark = pytest.mark.engine
 
@@ -103,7 +103,9 @@ def test_a_scheduler_whose_sglang_differs_stops_the_server(model: Path, extra_pl
 def test_a_scheduler_that_does_not_do_as_asked_stops_the_server(
     model: Path, extra_plugin: dict[str, str], broken: str, found: str
 ) -> None:
-    log = start_failure(model, "--enable-claa", NO_TOKENIZER, env={**extra_plugin, "CLAA_TEST_BREAK": broken})
+    # The test above shows that a server of a user's ends with its scheduler; these begin sooner.
+    env = {**extra_plugin, **QUICKER, "CLAA_TEST_BREAK": broken}
+    log = start_failure(model, "--enable-claa", NO_TOKENIZER, env=env)
     assert "scheduler 0 does not serve CLAA as this server was asked to" in log
     assert "expected:" in log and found in log and "Traceback" not in log
 
@@ -254,7 +256,7 @@ if __name__ == "__main__":
 
 
 def test_engines_with_and_without_claa_in_one_process(model: Path, tmp_path: Path) -> None:
-    done = run_engines(ENGINES, tmp_path, model)
+    done = run_engines(ENGINES, tmp_path, model, **QUICKER)
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("REPORT "))[7:])
     stock = report["stock"]
@@ -283,9 +285,9 @@ def test_an_engine_that_is_refused(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "StartupError" in done.stderr and "[kv-canary]" in done.stderr
 
 
-def run_engines(code: str, directory: Path, model: Path) -> subprocess.CompletedProcess[str]:
+def run_engines(code: str, directory: Path, model: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """`code` as a script, as its engines start it again in their children."""
     (script := directory / "engine.py").write_text(code)
-    environ = {**os.environ, **cpu_environment()}
+    environ = {**os.environ, **cpu_environment(), **env}
     command = [sys.executable, str(script), str(model)]
     return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=2 * servers.START_TIMEOUT)

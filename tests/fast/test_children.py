@@ -1,12 +1,18 @@
-"""`tests/children/sitecustomize.py`: what it does for servers that tests start is done, and in them alone."""
+"""`tests/children/`: what it does for servers that tests start is done, and in them alone."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing import util
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tests.conftest import ROOT
 
 
 def filled(size: int = 4096) -> bytes:
@@ -31,3 +37,68 @@ def test_only_quicker_servers_do_without_cutlass() -> None:
 
     assert said() == "False 700"
     assert said(CLAA_TEST_QUICKER="1") == "True 50000"
+
+
+def tell(sender: Connection) -> None:
+    """What the parent, its environment and its modules are, as a spawned process sees them."""
+    names = ("fractions", "graphlib")
+    sender.send((os.getpid(), os.getppid(), os.environ.get("LATER"), [name in sys.modules for name in names]))
+
+
+def spawn_three() -> None:
+    """Two copies wait, so the third process is a new one. Prints what each says, and how it ends."""
+    import fractions  # noqa: F401
+
+    import prepared_server
+
+    for _ in range(2):
+        prepared_server.fork()
+    util.spawnv_passfds = prepared_server.spawn
+    import graphlib  # noqa: F401
+
+    os.environ["LATER"] = "told"
+    context, said = multiprocessing.get_context("spawn"), []
+    for _ in range(3):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=tell, args=(sender,))
+        process.start()
+        sender.close()
+        pid, parent, later, modules = receiver.recv()
+        process.join()
+        said.append([pid == process.pid, parent == os.getpid(), later, modules, process.exitcode])
+    failing = context.Process(target=sys.exit, args=(7,))
+    failing.start()
+    failing.join()
+    print(json.dumps([*said, failing.exitcode]))
+
+
+def test_processes_of_a_prepared_server_are_copies_from_before_it_did_anything() -> None:
+    """They are its children, with its environment and pipes, and have none of the modules that it imported later."""
+    code = "from tests.fast import test_children; test_children.spawn_three()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    copy, new = ([True, True, "told", modules, 0] for modules in ([True, False], [False, False]))
+    assert json.loads(done.stdout) == [copy, copy, new, 7]
+
+
+def test_a_copy_that_nobody_needed_ends_with_the_server() -> None:
+    code = "import prepared_server; prepared_server.fork()"
+    # It has the pipe to here as well, which is read to its end.
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+
+
+def test_only_quicker_servers_are_prepared(tmp_path: Path) -> None:
+    says = "import sys; print(__name__, __spec__.name, *sys.argv[1:])"
+    (tmp_path / "prepared_server.py").write_text(says)
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang" / "__init__.py").write_text("")
+    (tmp_path / "sglang" / "launch_server.py").write_text(says)
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+
+    def said(**env: str) -> str:
+        command = [sys.executable, "-m", "sglang.launch_server", "--port", "7"]
+        environ = {**os.environ, "PYTHONPATH": path, **env}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout.strip()
+
+    assert said() == "__main__ sglang.launch_server --port 7"
+    assert said(CLAA_TEST_QUICKER="1") == "__main__ prepared_server --port 7"
