@@ -55,14 +55,14 @@ def test_every_worker_checks_and_reports(model: Path) -> None:
 
 
 def test_a_worker_whose_sglang_differs_ends_the_start(model: Path, tmp_path: Path) -> None:
-    """uvicorn would start it again and again."""
+    """uvicorn stops the server when a worker does not come up."""
     (tmp_path / "claa_test_app.py").write_text(OTHER_APP)
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = {**cpu_environment(), **QUICKER, "PYTHONPATH": path, "SGLANG_HTTP_SERVER_APP_PATH": "claa_test_app:app"}
     flags = ("--model-path", str(model), *CPU_FLAGS, *CLAA_FLAGS, *WORKERS)
     with launched(*flags, env=env) as starting:
         wait_for(lambda: "max_total_num_tokens" in starting.log(), "the scheduler is ready")
-        wait_for(lambda: "SIGQUIT received" in starting.log(), "a worker says that it failed")
+        wait_for(lambda: "Stopping parent process" in starting.log(), "the server stops")
         log = starting.log()
         assert "claa-sglang: " in log and "TokenizerManager._validate_one_request" in log and "changed" in log
         with pytest.raises(requests.RequestException):
