@@ -41,7 +41,7 @@ def test_every_worker_checks_and_reports(model: Path) -> None:
         chat: dict[str, Any] = {"model": "x", "messages": [{"role": "user", "content": "hello " * 60}], "max_tokens": 2}
         wait_for(lambda: running.log().count("Application startup complete") == 2, "both workers are there")
         first = ask(running, asked)
-        for _ in range(20):
+        for _ in range(8):  # some fifty connections
             answer = ask(running, asked)
             assert answer.report["pruned"] and (answer.kept, answer.tokens) == (first.kept, first.tokens)
             for body in (bad, {**bad, "stream": True}):
