@@ -12,7 +12,7 @@ holds a class that some plugin replaces.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 import msgspec
@@ -110,6 +110,23 @@ def asked_for(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` (field -> value) that ask something of CLAA; empty for an engine that never asked."""
     given = {name: values[name] for name in FIELDS if values.get(name) is not None}
     return given if given.get(ENABLE) else {name: value for name, value in given.items() if name != ENABLE}
+
+
+def from_command_line(words: Sequence[str]) -> Any:
+    """The record of a server's command line, unresolved, with the CLAA fields if they are asked for.
+
+    Plugins are loaded, as a server does first. SystemExit where SGLang's parser refuses the words.
+    """
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    return sglang_arguments.prepare_server_args(list(words))
+
+
+def without_flags(record: Any) -> Any:
+    """A record of the same arguments in SGLang's own class, unresolved. `record` itself stays as it is."""
+    fields = {name: value for name, value in msgspec.structs.asdict(record).items() if name not in FIELDS}
+    return ClaaServerArgs.__mro__[1](**fields)
 
 
 def with_flags(record: Any, values: Mapping[str, Any]) -> Any:

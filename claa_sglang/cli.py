@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             rank_command.run(args)
         elif args.command == "calibrate":
             calibrate_command.run(args)
+        elif args.command == "doctor":
+            from claa_sglang.doctor import command as doctor_command  # imports SGLang, which takes seconds
+
+            return doctor_command.run(args)
         else:
             print(_model(args))
     except _ERRORS as error:
@@ -101,6 +105,19 @@ def _parser() -> argparse.ArgumentParser:
         "Exit status 1 if none is confirmed.",
     )
     calibrate_command.add_arguments(calibrate)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say whether a server with --enable-claa would start here with given flags, and if not, with which",
+        description="Checks versions, GPU, SGLang's attributes, the flags and the model's configuration; loads no "
+        "weights. Exit status 0 if a server would start.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument(
+        "flags",
+        nargs=argparse.REMAINDER,
+        metavar="-- SERVER FLAGS",
+        help="as python -m sglang.launch_server takes them",
+    )
     return parser
 
 

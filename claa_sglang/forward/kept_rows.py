@@ -70,9 +70,13 @@ def list_kept(plan: BatchPlan, table: Tensor, slots: Tensor, checked: bool) -> N
         rows, columns, sources = on_device(places, torch.int64, table.device)
         table[rows, columns] = slots[sources].to(table.dtype)
     for segment in current if checked else ():
-        kept = segment.state.progress.kept[0]
-        expected = None if kept is None else _listed(segment, plan.levels[0][segment.request].row, kept, table)
-        assert expected is None or torch.equal(table[segment.row, : segment.seq_len], expected), (
+        _compare(segment, plan.levels[0][segment.request].row, table)
+
+
+def _compare(segment: KeptSegment, stock: int, table: Tensor) -> None:
+    assert segment.state is not None
+    if (kept := segment.state.progress.kept[0]) is not None:
+        assert torch.equal(table[segment.row, : segment.seq_len], _listed(segment, stock, kept, table)), (
             f"CLAA: row {segment.row} of kept tokens lists other slots than its request has"
         )
 

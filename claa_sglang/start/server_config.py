@@ -40,12 +40,13 @@ def choice_of(server_args: Any) -> Choice:
     """
     choice: Choice | None = getattr(server_args, KEPT, None)
     if choice is None:
-        choice = choose(flags_of(server_args), _model(server_args))
+        choice = choose(flags_of(server_args), model_of(server_args))
         setattr(server_args, KEPT, choice)
     return choice
 
 
-def _model(server_args: Any) -> Model:
+def model_of(server_args: Any) -> Model:
+    """The model of resolved arguments, as far as its configuration tells."""
     model, path = model_config_of(server_args), str(server_args.model_path)
     chunk = resolved_view(server_args).chunked_prefill_size or 0
     return Model(
@@ -68,6 +69,11 @@ def _room(server_args: Any, model: Any) -> Room | None:
         layer_width=heads * (model.head_dim + model.v_head_dim) // (own if is_fp8 else 1),
         element_bytes=own,
     )
+
+
+def context_length(server_args: Any) -> int:
+    """Tokens that a request can have, prompt and answer together."""
+    return model_config_of(server_args).context_len
 
 
 def is_server_process(server_args: Any) -> bool:

@@ -129,9 +129,8 @@ class World:
         self.prepared: list[tuple[Any, int]] = []
         # Of the last forward: layer -> row of the stock table -> tokens its attention could read.
         self.read: dict[int, dict[int, list[tuple[int, int]]]] = {}
-        self.generated_read: dict[
-            int, dict[int, list[tuple[int, int]]]
-        ] = {}  # the same, of generated tokens in prefills
+        # The same, of generated tokens in prefills.
+        self.generated_read: dict[int, dict[int, list[tuple[int, int]]]] = defaultdict(dict)
         self.last: LatePass | None = None
         self.answers: dict[tuple[int, int, tuple[int, ...]], list[list[int]]] = {}
 

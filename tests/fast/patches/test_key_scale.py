@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from claa_sglang.patches.attention import ClaaAttnBackend
+from tests.fast.states import CONFIG
 
 FP8 = torch.float8_e4m3fn
 
@@ -34,7 +35,7 @@ def test_logits_of_8_bit_keys_are_multiplied_with_their_scale(
     layer = SimpleNamespace(layer_id=0, tp_q_head_num=2, qk_head_dim=4, scaling=0.5, k_scale_float=scale)
     backend = object.__new__(ClaaAttnBackend)
     backend.active, backend.attn_backend_list = Active(), [SimpleNamespace(forward=lambda *_a, **_k: "out")]
-    backend.config = SimpleNamespace(steps=[SimpleNamespace(prune_layer=3)])
+    backend.config = CONFIG
     backend.token_to_kv_pool = SimpleNamespace(get_key_buffer=lambda _layer: torch.zeros(3, 1, 4, dtype=dtype))
     assert backend.forward(torch.zeros(1, 8), None, None, layer, None) == "out"
     assert backend.active.factor == factor
