@@ -22,7 +22,7 @@ from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Ask, ask, ask_together
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine.test_cache_invariance import COMPANY, TARGET, expected
 from tests.engine_server import Server, second_plugin, server
-from tests.in_flight import batches, end_of_log, wait_for
+from tests.in_flight import Sent, batches, end_of_log, wait_for
 from tests.planted import IN_A_FORWARD
 from tests.reference_model import ReferenceModel
 from tests.ways_out import held
@@ -161,29 +161,31 @@ def test_a_failure_on_one_rank_ends_its_request_on_both(name: str, rank: int, ru
 
 def test_failures_that_a_retraction_overtakes(running: Server, fault: Path) -> None:
     """With overlap, one that failed may be retracted, or its next part be computed, before its result is processed.
-    They take 2 to 7 steps, so that forced retractions meet some."""
-    asked = [
+    They take 2 to 7 steps, so that a forced retraction soon meets one: it takes whoever has generated least."""
+    failing = [
         Ask(tiny_models.prompt(length, seed=30), keep=keep, options={"finish": False})
         for length in (300, 500, 700, 900, 1100, 1300)
         for keep in (0.2, 0.6)
     ]
     running.flush()
-    dense = Ask(tiny_models.prompt(50, seed=31), new=120)
-    alone = ask(running, dense)
-    running.flush()
     mark, start = end_of_log(running), len(running.log())
-    with ThreadPoolExecutor(1) as beside:
-        other = beside.submit(ask, running, dense)
-        wait_for(lambda: any(not batch.prefill for batch in batches(running, mark)), "the dense one decodes")
-        fault.write_text("storing,1")
-        try:
-            for pruned in asked:
-                failed = running.post("/generate", {"input_ids": pruned.prompt, "sampling_params": pruned.params()})
-                assert failed.status_code == 500 and f"CLAA failed while {ENDED['storing']}" in failed.text
-        finally:
-            fault.write_text("")
-        assert other.result().tokens == alone.tokens
-    assert retractions(running.log()[start:])["forced"] > 0
+    beside = Sent(running, Ask(tiny_models.prompt(50, seed=31), new=1900), "beside")
+    wait_for(lambda: any(not batch.prefill for batch in batches(running, mark)), "the dense one decodes")
+    fault.write_text("storing,1")
+    try:
+        for turn in range(5 * len(failing)):
+            pruned = failing[turn % len(failing)]
+            answer = running.post("/generate", {"input_ids": pruned.prompt, "sampling_params": pruned.params()})
+            assert answer.status_code == 500 and f"CLAA failed while {ENDED['storing']}" in answer.text
+            if turn >= len(failing) - 1 and retractions(running.log()[start:])["forced"] > 1:
+                break
+        else:
+            raise AssertionError("no retraction came between a failure and its end")
+    finally:
+        fault.write_text("")
+    running.post("/abort_request", {"rid": beside.rid})
+    status, body = beside.answer()
+    assert status == 200 and body["meta_info"]["finish_reason"]["type"] == "abort"
     check_idle(running)
 
 
