@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from claa_sglang.requests.state import RequestState
 
@@ -46,27 +45,19 @@ class Segment:
         return self.end - self.start
 
 
-class KeptSegment(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class KeptSegment(Segment):
     """Generated tokens of one request, in the layers in which these read kept prompt tokens alone.
 
-    The attributes of a Segment, rows counted among those of `BatchPlan.kept`; of a request that reads everything, its
-    stock row. `stale`: whether the row is to be listed from the start. `source`: the first of its rows at level 0.
+    Rows are counted among those of `BatchPlan.kept`; `row` is the stock row of a request that reads everything.
+
+    Attributes:
+        stale: whether the row is to be listed from the start.
+        source: the first of its rows at level 0.
     """
 
-    request: int
-    start: int
-    end: int
-    row: int
-    prefix_len: int
-    seq_len: int
-    state: RequestState | None
-    stale: bool
-    source: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows this request has here."""
-        return self.end - self.start
+    stale: bool = False
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +170,7 @@ def _generated(segments: Sequence[Segment], block: int) -> tuple[KeptSegment, ..
         start, rows = found[-1].end if found else 0, s.seq_len - first
         length = late_len(s.state, 1, s.seq_len)
         place = start, start + rows, block + s.row, length - rows, length
-        found.append(KeptSegment(s.request, *place, s.state, stale=True, source=s.end - rows))
+        found.append(KeptSegment(s.request, *place, s.state, True, True, stale=True, source=s.end - rows))
     return tuple(found)
 
 
@@ -214,7 +205,8 @@ def plan_decode(
         if s.state is not None and s.state.plan.decode_dense_layers is not None:
             row, length = row + (num_steps + 1) * table_stride, late_len(s.state, 1, length)
             is_stale = stale is None or stale[s.request]
-        kept.append(KeptSegment(s.request, s.start, s.end, row, length - 1, length, s.state, is_stale, s.start))
+        place = s.start, s.end, row, length - 1, length
+        kept.append(KeptSegment(s.request, *place, s.state, True, True, stale=is_stale, source=s.start))
     if all(s.row == k.row for s, k in zip(levels[0], kept, strict=True)):
         kept = []
     return BatchPlan(tuple(levels), decode=True, kept=tuple(kept))

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from claa_sglang.forward.active_pass import ActivePass
-from claa_sglang.forward.batch_plan import BatchPlan
+from claa_sglang.forward.batch_plan import BatchPlan, Segment
 from claa_sglang.forward.kept_rows import KeptView
-from claa_sglang.forward.late_view import Rows, on_device
+from claa_sglang.forward.late_view import on_device
 
 
 class DecodeBuffers:
@@ -62,7 +62,7 @@ class DecodeBuffers:
         """
         count = batch.batch_size
         padding = [1] * (count - len(plan.levels[0]))
-        views: list[Sequence[Rows]] = list(plan.levels[1:])
+        views: list[Sequence[Segment]] = list(plan.levels[1:])
         if len(views) < self.rows.shape[0]:
             views.append(plan.kept or plan.levels[0])
         lens = [[s.seq_len for s in view] + padding for view in views]

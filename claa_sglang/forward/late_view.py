@@ -9,28 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Rows(Protocol):
-    """Rows of one request, as `batch_plan.Segment` has them."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def row(self) -> int: ...
-    @property
-    def prefix_len(self) -> int: ...
-    @property
-    def seq_len(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
+from claa_sglang.forward.batch_plan import Segment
 
 
-def make_view(batch: Any, segments: Sequence[Rows], table: Tensor, *, decode: bool) -> Any:
+def make_view(batch: Any, segments: Sequence[Segment], table: Tensor, *, decode: bool) -> Any:
     """A copy of `batch` in which each request has the rows and lengths of `segments`.
 
     Args:
@@ -73,7 +60,7 @@ def make_view(batch: Any, segments: Sequence[Rows], table: Tensor, *, decode: bo
     return view
 
 
-def write_slots(segments: Sequence[Rows], table: Tensor) -> Tensor:
+def write_slots(segments: Sequence[Segment], table: Tensor) -> Tensor:
     """Slots in which the segments' rows keep their KV: int64 `[rows]`."""
     return torch.cat([table[s.row, s.prefix_len : s.seq_len] for s in segments]).to(torch.int64)
 
