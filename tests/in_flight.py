@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MOMENT_FLAGS = (
 )
 STAGES = ("in the queue", "in its chunks", "decoding")
 DEADLINE = 120.0  # seconds
+TRIES = 5
 _BATCH = re.compile(r"(Prefill|Decode) batch, .*?#running-req: (\d+).*?#queue-req: (\d+)")
 
 
@@ -46,6 +48,10 @@ class Sent:
         self._connection.close()
         events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: {")]
         return response.status, json.loads(events[-1] if events else text)
+
+    def is_answered(self) -> bool:
+        """Whether something came back, of which `answer` took nothing yet."""
+        return bool(select.select([self._connection.sock], [], [], 0)[0])
 
     def hang_up(self) -> None:
         self._connection.close()
@@ -95,25 +101,59 @@ def catch(
     """Pruned companions that decode `company` tokens, with what they asked for, and `target`, now at `stage`.
 
     Its prompt must be of thousands of tokens to be caught in its chunks, its answer of hundreds to be caught
-    decoding. `more` goes into its body.
+    decoding. `more` goes into its body. On a busy machine this process may wait seconds for a core: where a companion
+    was answered before the target was at its stage, all of them are let go and caught again.
     """
-    mark = end_of_log(server)
-    beside: list[tuple[Ask, Sent]] = []
-    for index in range(2 if stage == "in the queue" else 1):
-        asked = companion(index, company)
-        beside.append((asked, Sent(server, asked, f"companion-{index}-{mark}")))
-        wait_for(lambda: _last(server, mark) == Batch(False, len(beside), 0), "a companion decodes")
-    mark = end_of_log(server)
-    sent = Sent(server, target, f"target-{mark}", **more)
-    if stage == "in the queue":
-        wait_for(lambda: _last(server, mark).queued == 1, "the request waits")
-    elif stage == "in its chunks":
-        wait_for(lambda: sum(b.prefill for b in batches(server, mark)) >= 4, "four chunks have run")
-    else:
+    for _ in range(TRIES):
+        caught = Catch(server)
+        if caught.companions(2 if stage == "in the queue" else 1, company) and caught.target(stage, target, more):
+            return caught.beside, caught.sent[-1]
+        server.post("/abort_request", {"abort_all": True})
+        for sent in caught.sent:
+            sent.answer()
+    raise AssertionError(f"{TRIES} times a companion of {company} tokens was answered too soon: {stage}")
+
+
+class Catch:
+    """One try of `catch`. Its two steps say whether all companions still run."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        self.beside: list[tuple[Ask, Sent]] = []
+        self.sent: list[Sent] = []
+
+    def companions(self, count: int, new: int) -> bool:
+        mark = end_of_log(self.server)
+        for index in range(count):
+            asked = companion(index, new)
+            self.sent.append(Sent(self.server, asked, f"companion-{index}-{mark}"))
+            self.beside.append((asked, self.sent[-1]))
+            if not self._decode_alone(mark):
+                return False
+        return True
+
+    def _decode_alone(self, mark: int) -> bool:
+        decode = Batch(False, len(self.beside), 0)
+        return self._wait(lambda: self._last(mark) == decode, "a companion decodes")
+
+    def target(self, stage: str, asked: Ask, more: dict[str, Any]) -> bool:
+        mark = end_of_log(self.server)
+        self.sent.append(Sent(self.server, asked, f"target-{mark}", **more))
         both = Batch(False, 2, 0)
-        wait_for(lambda: batches(server, mark).count(both) >= 4, "it has decoded")
-    return beside, sent
+        reached: dict[str, Callable[[], Any]] = {
+            "in the queue": lambda: self._last(mark).queued == 1,
+            "in its chunks": lambda: sum(batch.prefill for batch in batches(self.server, mark)) >= 4,
+            "decoding": lambda: batches(self.server, mark).count(both) >= 4,
+        }
+        return self._wait(reached[stage], f"the request is {stage}")
 
+    def _wait(self, condition: Callable[[], Any], what: str) -> bool:
+        """Until `condition` is true, or a companion is answered."""
+        wait_for(lambda: self._answered() or condition(), what)
+        return not self._answered()
 
-def _last(server: Server, mark: int) -> Batch:
-    return next(reversed(batches(server, mark)), Batch(False, 0, 0))
+    def _answered(self) -> bool:
+        return any(sent.is_answered() for _, sent in self.beside)
+
+    def _last(self, mark: int) -> Batch:
+        return next(reversed(batches(self.server, mark)), Batch(False, 0, 0))
