@@ -8,7 +8,7 @@
 | `ReqToTokenPool` | `claa_finishing` | the pruned prefixes that are made dense while nothing runs |
 | `ReqToTokenPool` | `claa_scorer` | what scores in this scheduler, and why |
 | `ReqToTokenPool` | `claa_census` | the census of slot owners, when SGLang's check switches ask for it |
-| `SchedulerMetricsCollector` | `claa_metrics` | what the scheduler exports of its finishing |
+| `SchedulerMetricsCollector`, `TokenizerMetricsCollector` | `claa_metrics` | what a process exports of CLAA |
 | prefix cache | `claa_window` | observation window in tokens, which a hit must leave to be computed |
 | `Scheduler` | `claa_adder` | the prefill adder class made for it |
 | `GenerateReqInput` | `_claa_reports` | reports of a streamed response, by choice |
@@ -58,7 +58,7 @@ state: Attached[RequestState] = Attached("claa")
 table: Attached[Tensor] = Attached("claa_table")
 policy: Attached[Any] = Attached("claa_policy")  # a `LivePolicy`, whose module imports this one: read by `live_policy`
 finishing: Attached[Finishing] = Attached("claa_finishing")
-metrics: Attached[Any] = Attached("claa_metrics")  # a `FinishMetrics`, whose module imports this one
+metrics: Attached[Any] = Attached("claa_metrics")  # a `SchedulerMetrics` or a `RequestMetrics`
 scorer: Attached[Choice] = Attached("claa_scorer")
 census: Attached[SlotCensus] = Attached("claa_census")
 window: Attached[int] = Attached("claa_window")

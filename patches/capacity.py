@@ -8,6 +8,7 @@ from claa_sglang.memory.admission import max_new_tokens
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.requests import make_dense, pruned_state
+from claa_sglang.requests.dense_rules import CAPACITY
 
 
 def check_decode_capacity(
@@ -48,7 +49,7 @@ def limit_new_tokens(original: Any, self: Any, req: Any) -> Any:
     if limit < 1 or (asked is not None and limit < params.max_new_tokens):
         behind = 0 if limit < 1 else params.max_new_tokens
         need = pages.round_up(state.plan.prompt_tokens + behind) + sum(pages.late_slots(state, behind))
-        make_dense(req, f"needs {need} early and late KV slots of a pool of {capacity}")
+        make_dense(req, CAPACITY.format(need=need, capacity=capacity))
         return result
     state.decision.dense_new_tokens = params.max_new_tokens, params.min_new_tokens
     params.max_new_tokens = min(params.max_new_tokens, limit)

@@ -33,7 +33,7 @@ from claa_sglang.memory.pages import Pages
 from claa_sglang.patches import attached
 from claa_sglang.patches.checks import note_dense
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.patches.metrics import publish_finishing
+from claa_sglang.patches.metrics import publish
 from claa_sglang.patches.policy import NO_CHUNK, live_policy
 from claa_sglang.patches.ranks import is_alone
 from claa_sglang.patches.requests import client_key, dense_key, pruned_state, sharers
@@ -106,7 +106,7 @@ def finish_some(original: Any, self: Any) -> Any:
         return original(self)
     finishing.seconds += finishing.clock() - start
     finishing.ran(self.forward_ct)
-    publish_finishing(None, self.metrics_collector)
+    publish(None, self.metrics_collector)
     return None
 
 

@@ -1,74 +1,76 @@
-"""Finishing in SGLang's /metrics, with `--enable-metrics`: beside its own scheduler metrics, under its own labels.
+"""CLAA in SGLang's /metrics, with `--enable-metrics`: what `claa_sglang/metrics/` counts, where SGLang counts its own.
 
-A scheduler that exports metrics has a collector. What finishing did is written there whenever SGLang writes its own,
-and after each step of finishing, which SGLang does not see.
+A scheduler that exports metrics has a collector, and so has the server process. Numbers of a scheduler are written
+whenever SGLang writes its own, and after each step of finishing, which SGLang does not see. Those of a request are
+written when it ends, as its report is there then.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-from claa_sglang.finishing.finishing import Finishing
+from claa_sglang.metrics.requests import RequestMetrics
+from claa_sglang.metrics.scheduler import SchedulerMetrics
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
+from claa_sglang.patches.policy import live_policy
+from claa_sglang.patches.server_info import late_slots
+from claa_sglang.requests.report import KEY
+from claa_sglang.requests.state import FAILED
 
-WAITING = ("waiting", "sglang:claa_finish_prefixes_waiting", "The number of pruned prefixes that wait to be finished.")
-# Of `Finishing.stats`: name there, metric, what it counts.
-COUNTERS = (
-    (
-        "finished",
-        "sglang:claa_finish_prefixes_total",
-        "Pruned prefixes that were made dense while the server was idle.",
-    ),
-    ("dropped", "sglang:claa_finish_dropped_total", "Pruned prefixes that were given up: no room, or an error."),
-    ("tokens", "sglang:claa_finish_tokens_total", "Tokens of pruned prefixes that were made dense."),
-    ("seconds", "sglang:claa_finish_seconds_total", "Seconds that finishing pruned prefixes took."),
-)
+logger = logging.getLogger(__name__)
 
 
-class FinishMetrics:
-    """What one scheduler exports of its finishing.
-
-    Args:
-        collector: SGLang's `SchedulerMetricsCollector`, whose labels and classes of metrics are taken.
-        finishing: whose numbers they are.
-    """
-
-    def __init__(self, collector: Any, finishing: Finishing) -> None:
-        # As in SGLang, only here: the variable PROMETHEUS_MULTIPROC_DIR must be set before.
-        from prometheus_client import Counter, Gauge
-
-        labels = collector.labels
-        counter, gauge = collector._counter_cls or Counter, collector._gauge_cls or Gauge
-        self._finishing = finishing
-        self._waiting = gauge(*WAITING[1:], labelnames=labels.keys(), multiprocess_mode="mostrecent").labels(**labels)
-        self._counters = {
-            stat: counter(name, text, labelnames=labels.keys()).labels(**labels) for stat, name, text in COUNTERS
-        }
-        self._counted = dict.fromkeys(self._counters, 0.0)
-
-    def publish(self) -> None:
-        """Write the numbers of now."""
-        stats = self._finishing.stats()
-        self._waiting.set(stats[WAITING[0]])
-        for stat, counter in self._counters.items():
-            counter.inc(stats[stat] - self._counted[stat])
-            self._counted[stat] = stats[stat]
-
-
-def export_finishing(result: Any, self: Any) -> Any:
-    """AFTER `SchedulerMetricsReporter.__post_init__`: a scheduler that exports metrics exports those of finishing."""
-    finishing = attached.finishing.find(self.scheduler.req_to_token_pool)
-    if finishing is not None and self.current_scheduler_metrics_enabled:
-        attached.metrics.hang(self.metrics_collector, FinishMetrics(self.metrics_collector, finishing))
+def export_scheduler(result: Any, self: Any) -> Any:
+    """AFTER `SchedulerMetricsReporter.__post_init__`: a scheduler that exports metrics exports those of CLAA."""
+    if self.current_scheduler_metrics_enabled:
+        scheduler, pool = self.scheduler, self.scheduler.req_to_token_pool
+        policy = live_policy(pool)
+        exported = SchedulerMetrics(
+            self.metrics_collector,
+            lambda: late_slots(scheduler)["held"],
+            attached.finishing.find(pool),
+            None if policy is None else policy.learned,
+        )
+        attached.metrics.hang(self.metrics_collector, exported)
     return result
 
 
-def publish_finishing(result: Any, self: Any, _stats: Any = None) -> Any:
+def publish(result: Any, self: Any, _stats: Any = None) -> Any:
     """AFTER `SchedulerMetricsCollector.log_stats`, and after a step of finishing. self: the collector; None without."""
     if (metrics := attached.metrics.find(self)) is not None:
         metrics.publish()
     return result
+
+
+def count_request(result: Any, self: Any, state: Any, recv_obj: Any, i: int) -> Any:
+    """AFTER `TokenizerManager.collect_metrics`, which SGLang calls for each output of a request: once it ended."""
+    reports = (getattr(recv_obj, "customized_info", None) or {}).get(KEY) if state.finished else None
+    if not reports or not reports[i]:
+        return result
+    try:
+        metrics = attached.metrics.find(self.metrics_collector)
+        if metrics is None:
+            buckets = self.server_args.bucket_time_to_first_token
+            metrics = attached.metrics.hang(self.metrics_collector, RequestMetrics(self.metrics_collector, buckets))
+        end = recv_obj.finished_reasons[i] or {}
+        failed = end.get("type") == "abort" and str(end.get("message", "")).startswith(FAILED)
+        ttft = state.time_stats.get_first_token_latency() if state.ttft_observed else None
+        metrics.count(_labels(self, state.obj), reports[i][0], ttft, failed)
+    except Exception:  # a number is not worth an answer
+        logger.exception("CLAA could not count request %s in /metrics", recv_obj.rids[i])
+    return result
+
+
+def _labels(manager: Any, asked: Any) -> Mapping[str, str]:
+    """The labels that SGLang gives its own metrics of this request."""
+    labels = {**manager.metrics_collector.labels, **(getattr(asked, "custom_labels", None) or {})}
+    priority = getattr(asked, "priority", None)
+    return (
+        {**labels, "priority": str(priority)} if manager.enable_priority_scheduling and priority is not None else labels
+    )
 
 
 HOOKS = (
@@ -76,16 +78,24 @@ HOOKS = (
         "sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter.__post_init__",
         ("self",),
         "after",
-        export_finishing,
+        export_scheduler,
         "scheduler",
-        "With --enable-metrics, what finishing does is exported beside SGLang's own metrics of a scheduler.",
+        "With --enable-metrics, late slots, finishing and the policy are exported beside SGLang's own metrics.",
     ),
     Hook(
         "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats",
         ("self", "stats"),
         "after",
-        publish_finishing,
+        publish,
         "scheduler",
-        "Prefixes that wait are counted whenever SGLang writes its own metrics.",
+        "They are written whenever SGLang writes its own metrics.",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.collect_metrics",
+        ("self", "state", "recv_obj", "i"),
+        "after",
+        count_request,
+        "server",
+        "A request is counted where SGLang counts it, with the labels that SGLang gives it.",
     ),
 )

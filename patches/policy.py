@@ -62,7 +62,7 @@ class LivePolicy:
         learned = CostModel(start)
         group = get_parallel().attn_tp_group
         cost = learned if group.world_size == 1 else GivenCosts(of_first_rank(start, group))
-        self._learned = learned
+        self.learned = learned
         self.config = config
         finishing = attached.finishing.find(runner.req_to_token_pool)
         self.policy = Policy(
@@ -78,14 +78,14 @@ class LivePolicy:
 
     def learn(self) -> None:
         """Go by the steps that ran, where this rank is the only one; else they are heard of (`ranks.py`)."""
-        if self.policy.cost is self._learned:
+        if self.policy.cost is self.learned:
             self.timer.collect()
 
     def news(self) -> Constants | None:
         """Of the first of several ranks: constants that it learned and the others have not heard of; None if it did
         not."""
         self.timer.collect()
-        constants = self._learned.constants
+        constants = self.learned.constants
         return None if constants == self.policy.cost.constants else constants
 
     def adopt(self, constants: Constants) -> None:

@@ -14,16 +14,13 @@ import torch
 from claa_sglang.forward.late_view import on_device
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
-from claa_sglang.requests.dense_rules import Facts, dense_reason
+from claa_sglang.requests.dense_rules import ABORTED, INVALID, Facts, dense_reason
 from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, parse_options
 from claa_sglang.requests.state import RequestState, given_positions
 from claa_sglang.start.server_config import config_of
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
 DENSE = f"{MARK}dense|"
-
-ABORTED = "aborted before it ran"
-INVALID = "the request's custom_params are invalid"
 
 
 def pruned_state(req: Any) -> RequestState | None:

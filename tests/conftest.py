@@ -22,6 +22,7 @@ CHILDREN = str(ROOT / "tests" / "children")
 SHARING = (
     ("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_shared_prefix"),
     ("test_ways_out", "test_weight_updates"),
+    ("test_client_snippets", "test_dashboard", "test_every_route", "test_generate"),
 )
 
 

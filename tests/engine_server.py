@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from claa_sglang.tools.servers import REQUEST_TIMEOUT, START_TIMEOUT, Server, ServerFailed, cpu_server
+from tests import nursery
 
 ROOT = Path(__file__).resolve().parents[1]
 # Modules of SGLang with the models that tests serve. A model of another one is refused when its server starts.
@@ -46,8 +47,8 @@ QUICKER = quicker()
 def server(
     model_path: str | os.PathLike[str], *flags: str, env: Mapping[str, str] | None = None
 ) -> contextlib.AbstractContextManager[Server]:
-    """As `cpu_server`, in QUICKER's environment."""
-    return cpu_server(model_path, *flags, env={**QUICKER, **(env or {})})
+    """As `cpu_server`, in QUICKER's environment, forked by a process with most imports made (`tests/nursery.py`)."""
+    return cpu_server(model_path, *flags, env={**QUICKER, **(env or {})}, popen=nursery.Popen)
 
 
 def second_plugin(home: Path, name: str, source: str) -> dict[str, str]:

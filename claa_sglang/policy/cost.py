@@ -104,6 +104,7 @@ class CostModel:
         self._matrix = np.zeros((len(start), len(start)))
         self._vector = np.zeros(len(start))
         self.steps = 0
+        self.expected_seconds = self.measured_seconds = 0.0  # of those steps, as expected before each and as measured
 
     @property
     def constants(self) -> Constants:
@@ -119,6 +120,8 @@ class CostModel:
         expected = self.seconds(work)
         if expected <= 0:
             return
+        self.expected_seconds += expected
+        self.measured_seconds += seconds
         measured = min(max(seconds, expected / OUTLIER), expected * OUTLIER)
         relative = np.array(work, dtype=float) * self._start / measured
         self._matrix = FORGET * self._matrix + np.outer(relative, relative)

@@ -1,4 +1,4 @@
-"""Why a request runs dense, as a table: what it asks for, condition, reason. The first row that applies decides.
+"""Why a request runs dense, as a table: name, what it asks for, condition, reason. The first row that applies decides.
 
 Conditions read SGLang's request record by attribute, so that this module imports nothing of SGLang; an attribute that
 does not exist is an error, never a rule that silently does not apply. What a whole server refuses is in `refusals.py`.
@@ -6,6 +6,7 @@ does not exist is an error, never a rule that silently does not apply. What a wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,10 +31,11 @@ class Facts(NamedTuple):
 class DenseRule(NamedTuple):
     """One thing that runs dense.
 
-    asks: what the request asks for, as a user would name it. reason: for the report; `{name}` stands for a value of the
-    configuration.
+    name: in metrics, where a reason is a label. asks: what the request asks for, as a user would name it.
+    reason: for the report; `{name}` stands for a value of the configuration.
     """
 
+    name: str
     asks: str
     applies: Callable[[Facts], Any]
     reason: str
@@ -60,47 +62,78 @@ def _score(f: Facts) -> bool:
 
 
 RULES: tuple[DenseRule, ...] = (
-    DenseRule('`custom_params` `{"claa": {"enabled": false}}`', lambda f: not f.options.enabled, "disabled by request"),
     DenseRule(
+        "opted_out",
+        '`custom_params` `{"claa": {"enabled": false}}`',
+        lambda f: not f.options.enabled,
+        "disabled by request",
+    ),
+    DenseRule(
+        "input_logprobs",
         "input logprobs (`logprob_start_len` within the prompt), and so `sgl.select`",
         _input_logprobs,
         "input logprobs need every row of the prompt in the late layers",
     ),
     DenseRule(
+        "short_prompt",
         "a prompt below `--claa-min-prompt-tokens`",
         lambda f: f.prompt_tokens < f.config.min_prompt_tokens,
         "prompt shorter than {min_prompt_tokens} tokens (--claa-min-prompt-tokens)",
     ),
     DenseRule(
+        "input_embeds",
         "`input_embeds`, positional embedding overrides",
         lambda f: f.request.input_embeds is not None or f.request.positional_embed_overrides is not None,
         "input embeddings do not have token ids to share a prefix by",
     ),
-    DenseRule("images, audio, video", lambda f: f.request.mm_inputs is not None, "multimodal input"),
+    DenseRule("multimodal", "images, audio, video", lambda f: f.request.mm_inputs is not None, "multimodal input"),
     DenseRule(
+        "hidden_states",
         "`return_hidden_states`",
         lambda f: f.request.return_hidden_states,
         "hidden states are returned for every prompt token",
     ),
     DenseRule(
+        "routed_experts",
         "`return_routed_experts`, `return_indexer_topk`",
         lambda f: f.request.return_routed_experts or f.request.return_indexer_topk,
         "routed experts or indexer choices are returned for every prompt token",
     ),
     DenseRule(
+        "session",
         "`session_params`, and `session_id` with a session cache",
         lambda f: f.request.session_params is not None or (f.request.session_id is not None and f.session_cache),
         "sessions keep their KV beyond the request",
     ),
     DenseRule(
+        "beam_search",
         "`beam_width` above 1",
         lambda f: (f.request.sampling_params.beam_width or 1) > 1,
         "beam search copies KV between requests",
     ),
-    DenseRule("`/v1/score`", _score, "score requests compare logprobs, and have no way to opt out"),
+    DenseRule("score", "`/v1/score`", _score, "score requests compare logprobs, and have no way to opt out"),
     DenseRule(
+        "within_window",
         "a prompt of no more than `--claa-window` tokens",
         lambda f: f.prompt_tokens <= f.config.window,
         "prompt of at most {window} tokens (--claa-window)",
     ),
 )
+
+
+# What turns a request dense later, in the same words: name, reason.
+CAPACITY = "needs {need} early and late KV slots of a pool of {capacity}"
+ABORTED = "aborted before it ran"
+INVALID = "the request's custom_params are invalid"
+LATER = (("capacity", CAPACITY), ("aborted", ABORTED), ("invalid", INVALID))
+
+_NAMED = tuple(
+    (name, re.compile("[^ ]+".join(map(re.escape, re.split(r"\{\w+\}", reason)))))
+    for name, reason in (*((rule.name, rule.reason) for rule in RULES), *LATER)
+)
+OTHER = "other"
+
+
+def name_of(reason: str) -> str:
+    """Which rule a report's `reason` is of; OTHER if none."""
+    return next((name for name, pattern in _NAMED if pattern.fullmatch(reason)), OTHER)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+FAILED = "CLAA failed while"  # begins the error of a request that CLAA ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Progress:
 
     def fail(self, doing: str, error: Exception) -> None:
         """Have this request end with an error. The first failure is the cause; what follows from it is only logged."""
-        self.error = self.error or f"CLAA failed while {doing}: {type(error).__name__}: {error}"
+        self.error = self.error or f"{FAILED} {doing}: {type(error).__name__}: {error}"
         logger.error("CLAA failed while %s", doing, exc_info=error)
 
 

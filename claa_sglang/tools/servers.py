@@ -156,16 +156,21 @@ def _tail(log: str) -> str:
 
 
 @contextlib.contextmanager
-def launched(*flags: str, command: Sequence[str] = LAUNCH, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+def launched(
+    *flags: str,
+    command: Sequence[str] = LAUNCH,
+    env: Mapping[str, str] | None = None,
+    popen: type[subprocess.Popen[bytes]] = subprocess.Popen,
+) -> Iterator[Server]:
     """Run `command` with `flags` on a free port; yield the server, which may not answer yet (`Server.wait`).
 
-    `env` is added to this process's environment. Every process it started is gone when the block ends, however it
-    ends, and its log with it.
+    `env` is added to this process's environment. `popen` starts the process. Every process it started is gone when the
+    block ends, however it ends, and its log with it.
     """
     with tempfile.TemporaryDirectory(prefix="claa-server-") as temp:
         log_file, port = Path(temp, "server.log"), str(free_port())
         with log_file.open("wb") as log:
-            process = subprocess.Popen(
+            process = popen(
                 [*command, "--host", "127.0.0.1", "--port", port, *flags],
                 env={**os.environ, **(env or {})},
                 stdin=subprocess.DEVNULL,
@@ -185,9 +190,10 @@ def server(
     *flags: str,
     env: Mapping[str, str] | None = None,
     timeout: float = START_TIMEOUT,
+    popen: type[subprocess.Popen[bytes]] = subprocess.Popen,
 ) -> Iterator[Server]:
     """As `launched`, of a model; yielded once it answers, its cache empty. Raises ServerFailed."""
-    with launched("--model-path", str(model_path), *flags, env=env) as running:
+    with launched("--model-path", str(model_path), *flags, env=env, popen=popen) as running:
         running.wait(timeout)
         running.flush()
         yield running
@@ -197,10 +203,10 @@ def cpu_server(
     model_path: str | os.PathLike[str],
     *flags: str,
     env: Mapping[str, str] | None = None,
-    timeout: float = START_TIMEOUT,
+    **how: Any,
 ) -> contextlib.AbstractContextManager[Server]:
-    """As `server`, on SGLang's CPU engine with CPU_FLAGS; `flags` come after them and win."""
-    return server(model_path, *CPU_FLAGS, *flags, env={**cpu_environment(), **(env or {})}, timeout=timeout)
+    """As `server`, on SGLang's CPU engine with CPU_FLAGS; `flags` come after them and win. how: more of `server`."""
+    return server(model_path, *CPU_FLAGS, *flags, env={**cpu_environment(), **(env or {})}, **how)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

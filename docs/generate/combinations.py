@@ -19,7 +19,7 @@ class Works(NamedTuple):
     note: str = ""
 
 
-_COMBINED, _API = "test_combinations.py", "test_api.py"
+_COMBINED = "test_combinations.py"
 WORKS: tuple[Works, ...] = (
     Works("streaming", f"{_COMBINED}::test_streaming", "the report is in the last chunk"),
     Works("`n` above 1", f"{_COMBINED}::test_n_samples", "the samples share the prefix and keep the same tokens"),

@@ -110,7 +110,8 @@ def spawn(path: str | bytes, command: Sequence[str], fds: Sequence[int]) -> int:
     return pid
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """Import PACKAGES."""
     environment = dict(os.environ)
     for package in PACKAGES:
         importlib.import_module(package)
@@ -118,7 +119,16 @@ if __name__ == "__main__":
     set_environment(environment)
     assert "sglang" not in sys.modules, "each process imports SGLang itself, which changes it"
     gc.freeze()  # looking for garbage there would write to what all have in common
+
+
+def serve() -> None:
+    """`sglang.launch_server`, with copies of this process to spawn."""
     for _ in range(COPIES):
         fork()
     util.spawnv_passfds = spawn
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    prepare()
+    serve()

@@ -14,6 +14,7 @@ from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS  # noqa: E402
 from tests.engine_server import Server, server  # noqa: E402
 from tests.in_flight import MOMENT_FLAGS  # noqa: E402
 from tests.reference_model import Later, ReferenceModel  # noqa: E402
+from tests.routes_server import FLAGS  # noqa: E402
 
 # Prefixes stay as they were left, or tests of pruned follow-ups would depend on how long the server was idle.
 CLAA_FLAGS = (
@@ -65,6 +66,17 @@ def moments_server(model: Path) -> Iterator[Server]:
     """The tiny llama with a tokenizer, where requests can be caught: two run at once, in chunks of 32 tokens."""
     with server(model, *CLAA_FLAGS, *MOMENT_FLAGS, env=STRICT | ONE_THREAD) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def routes_server(small_model_path: Path) -> Iterator[Server]:
+    """SmolLM2 with a tokenizer, asked on every route."""
+    with server(small_model_path, *FLAGS, env=ONE_THREAD) as running:
+        log = running.log()
+        assert "answers can suffer" not in log, "its layers are given as flags"
+        yield running
+        # SGLang logs exceptions in streams of /v1/responses, and answers.
+        assert "Traceback" not in running.log()[len(log) :]
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import tiny_model
 from tests.answers import ONE_THREAD, STRICT
 from tests.engine_server import Server, server
 
@@ -67,15 +68,20 @@ def counted(s: Server, arrive: Callable[[Server], int]) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def stock(small_model_path: Path) -> dict[str, int]:
-    with server(small_model_path, env=ONE_THREAD) as running:
+def model(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.build_with_tokenizer(tmp_path_factory.mktemp("tiny"), small_model_path)
+
+
+@pytest.fixture(scope="module")
+def stock(model: Path) -> dict[str, int]:
+    with server(model, env=ONE_THREAD) as running:
         return {arrive.__name__: counted(running, arrive)[0] for arrive in ARRIVALS}
 
 
 @pytest.fixture(scope="module")
-def plugin(stock: dict[str, Any], small_model_path: Path) -> Iterator[Server]:
+def plugin(stock: dict[str, Any], model: Path) -> Iterator[Server]:
     flags = ("--enable-claa", "--claa-profile", "none", "--claa-min-prompt-tokens", "64")
-    with server(small_model_path, *flags, env=STRICT | ONE_THREAD) as running:
+    with server(model, *flags, env=STRICT | ONE_THREAD) as running:
         yield running
 
 

@@ -18,6 +18,7 @@ from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_
 from tests.engine.conftest import CLAA_FLAGS, SHARED_CHUNK
 from tests.engine_server import Server, server
 from tests.reference_model import ReferenceModel
+from tests.scrape import counting, scrape
 
 pytestmark = pytest.mark.engine
 
@@ -31,7 +32,8 @@ BIND = {"SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}"}
 
 @pytest.fixture(scope="module")
 def replicas(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    flags = (*CLAA_FLAGS, *TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK), "--dp-size", str(len(REPLICAS)))
+    flags = (*CLAA_FLAGS, *TINY_FLAGS, "--chunked-prefill-size", str(SHARED_CHUNK))
+    flags += ("--dp-size", str(len(REPLICAS)), "--enable-metrics")
     with server(tiny_model("llama"), *flags, env=STRICT | ONE_THREAD | BIND) as running:
         yield running
 
@@ -76,7 +78,13 @@ def test_requests_at_once_land_on_both(replicas: Server, llama_reference: Refere
     replicas.flush()
     shared = tiny_models.prompt(400, seed=82)
     asked = [Ask(shared + tiny_models.prompt(60 + n, seed=830 + n), keep=(0.15, 0.4, None)[n % 3]) for n in range(12)]
-    answers = ask_together(replicas, asked)
+    with (
+        counting(replicas, "sglang:claa_requests_total", "outcome", "reason") as requests,
+        counting(replicas, "sglang:claa_prompt_tokens_total", "part") as tokens,
+    ):
+        answers = ask_together(replicas, asked)
+    assert requests == {("pruned", "asked"): 8, ("dense", "opted_out"): 4}, "each once, whichever replica it was"
+    assert tokens["kept",] == sum(answer.report["kept_tokens"] for answer in answers if answer.report["pruned"])
     for keep in (0.15, 0.4, None):
         landed = {answer.replica for one, answer in zip(asked, answers, strict=True) if one.keep == keep}
         assert landed == set(REPLICAS)
@@ -88,4 +96,5 @@ def test_nothing_is_left(replicas: Server) -> None:
         ask(replicas, Ask(tiny_models.prompt(300, seed=84), keep=0.3, extra={"routed_dp_rank": replica}))
     assert all(slots["free"] < POOL for slots in late_slots(replicas))  # each has a prefix in its cache
     check_idle(replicas)
+    assert set(scrape(replicas, "sglang:claa_late_slots_held", "dp_rank")) == {("0",), ("1",)}
     assert late_slots(replicas) == [{"total": POOL, "free": POOL, "held": 0}] * len(REPLICAS)

@@ -156,7 +156,7 @@ def test_without_the_plugin_the_flag_is_unknown(model: Path) -> None:
 def test_which_process_has_which_hooks(
     model: Path, extra_plugin: dict[str, str], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    env = {**extra_plugin, "CLAA_TEST_RECORD": str(tmp_path)}
+    env = {**extra_plugin, **QUICKER, "CLAA_TEST_RECORD": str(tmp_path)}
     with servers.cpu_server(model, NO_TOKENIZER, *flags, env=env) as running:
         running.generate(input_ids=[1, 2, 3], sampling_params={"max_new_tokens": 2})
         time.sleep(1.5)

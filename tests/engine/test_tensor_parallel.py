@@ -25,6 +25,7 @@ from tests.engine_server import Server, second_plugin, server
 from tests.in_flight import Sent, batches, end_of_log, wait_for
 from tests.planted import IN_A_FORWARD
 from tests.reference_model import ReferenceModel
+from tests.scrape import counting
 from tests.ways_out import held
 
 pytestmark = pytest.mark.engine
@@ -38,6 +39,7 @@ STEP = 64  # tokens of a step of finishing
 FLAGS = (
     *("--tp-size", "2", *CLAA_FLAGS, "--claa-finish", "idle", "--claa-finish-chunk", str(STEP), *TINY_FLAGS),
     *("--chunked-prefill-size", "256", "--decode-log-interval", "1"),
+    "--enable-metrics",
     *("--watchdog-timeout", "60"),  # seconds, after which ranks that wait for each other are found
 )
 # Beside faults: a rank that ranks otherwise; and ranks that measure opposite machines, which would go opposite ways.
@@ -89,8 +91,10 @@ def test_cold_and_over_a_hit(running: Server, llama_reference: ReferenceModel) -
 def test_in_a_batch_of_eight(running: Server, llama_reference: ReferenceModel) -> None:
     running.flush()
     asked = [TARGET, *COMPANY]
-    for one, answer in zip(asked, ask_together(running, asked), strict=True):
-        check(answer, expected(llama_reference, one, answer))
+    with counting(running, "sglang:claa_requests_total") as requests:
+        for one, answer in zip(asked, ask_together(running, asked), strict=True):
+            check(answer, expected(llama_reference, one, answer))
+    assert requests == {(): len(asked)}, "once, not on each rank"
     check_idle(running)
 
 

@@ -6,12 +6,15 @@ import ctypes
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+from tests import nursery
 from tests.conftest import ROOT
 
 
@@ -102,3 +105,45 @@ def test_only_quicker_servers_are_prepared(tmp_path: Path) -> None:
 
     assert said() == "__main__ sglang.launch_server --port 7"
     assert said(CLAA_TEST_QUICKER="1") == "__main__ prepared_server --port 7"
+
+
+STUB = """
+import os, sys
+from prepared_server_of_tests import set_environment
+
+def prepare():
+    print("prepared", flush=True)
+
+def serve():
+    print(os.getpid(), os.getppid(), os.getsid(0), os.environ["CLAA_TEST_SAYS"], *sys.argv[1:], flush=True)
+    sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_a_nursery_forks_servers_that_are_children_of_who_asked(tmp_path: Path, monkeypatch: Any) -> None:
+    """Each with its own session, environment, arguments and end, of one process that was prepared once."""
+    shutil.copy(ROOT / "tests" / "children" / "prepared_server.py", tmp_path / "prepared_server_of_tests.py")
+    (tmp_path / "prepared_server.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    said = []
+    for status in (3, 0):
+        with (tmp_path / "log").open("wb") as log:
+            command = [sys.executable, "-m", "sglang.launch_server", str(status), "--port"]
+            env = {**os.environ, "CLAA_TEST_SAYS": f"says {status}"}
+            server = nursery.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        assert server.wait(60) == status
+        said.append((tmp_path / "log").read_text().strip())
+        assert said[-1] == f"{server.pid} {os.getpid()} {server.pid} says {status} {status} --port"
+
+
+def test_a_server_with_other_modules_on_its_path_is_started(tmp_path: Path) -> None:
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang" / "__init__.py").write_text("")
+    (tmp_path / "sglang" / "launch_server.py").write_text("import sys; sys.exit(5)")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "sglang.launch_server"]
+        server = nursery.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    assert server.wait(60) == 5

@@ -1,4 +1,4 @@
-"""What the documents show can be typed, and what they name is there. Client snippets run in engine/test_api.py."""
+"""What the documents show can be typed, and what they name is there. Client snippets run in engine tests."""
 
 from __future__ import annotations
 

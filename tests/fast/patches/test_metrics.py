@@ -1,4 +1,5 @@
-"""Finishing in /metrics: SGLang's own collector and reporter, hooked, and prometheus_client in several processes."""
+"""CLAA in /metrics: SGLang's own collectors, reporter and tokenizer manager, hooked, and prometheus_client in several
+processes."""
 
 from __future__ import annotations
 
@@ -9,23 +10,31 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers.scheduler_components.metrics_reporter import SchedulerMetricsReporter
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.observability.metrics_collector import (
     SchedulerMetricsCollector,
     SchedulerMetricsCollectorContext,
     SchedulerStats,
+    TokenizerMetricsCollector,
 )
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.runtime_context import get_context, get_parallel
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.gauge_histogram import GaugeHistogram
 
+from claa_sglang.arguments import ClaaServerArgs
 from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.finishing.queue import Prefix
 from claa_sglang.patches import attached, hooks, metrics
+from claa_sglang.requests.report import KEY, build_report
+from claa_sglang.requests.state import FAILED
+from tests.fast.states import pruned
 
 LABELS = {"model_name": "small", "engine_type": "unified", "tp_rank": 0, "pp_rank": 0, "moe_ep_rank": 0}
 NAMES = {"prefixes_waiting", "prefixes_total", "dropped_total", "tokens_total", "seconds_total"}
@@ -33,14 +42,19 @@ NAMES = {"prefixes_waiting", "prefixes_total", "dropped_total", "tokens_total", 
 
 @pytest.fixture(scope="module", autouse=True)
 def hooked() -> Iterator[None]:
-    """SGLang's two classes with our hooks, until the module's end."""
+    """SGLang's classes with our hooks, until the module's end."""
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((SchedulerMetricsReporter, "__post_init__"), (SchedulerMetricsCollector, "log_stats")):
+        for owner, name in (
+            (SchedulerMetricsReporter, "__post_init__"),
+            (SchedulerMetricsCollector, "log_stats"),
+            (TokenizerManager, "collect_metrics"),
+        ):
             patch.setattr(owner, name, getattr(owner, name))
         patch.setattr(HookRegistry, "_hooks", dict(HookRegistry._hooks))
         patch.setattr(HookRegistry, "_patched", set(HookRegistry._patched))
         patch.setattr(hooks, "_applied", {})
         assert len(hooks.apply("scheduler", metrics.HOOKS)) == 2
+        assert len(hooks.apply("server", metrics.HOOKS)) == 1
         yield
 
 
@@ -97,7 +111,7 @@ def test_a_metric_follows_each_number_of_finishing() -> None:
         expected |= {"seconds_total": 0.25}
         assert scheduler.values() == {name: round_ * value for name, value in expected.items()}
     finishing.clear()
-    metrics.publish_finishing(None, scheduler.collector)  # after a step
+    metrics.publish(None, scheduler.collector)  # after a step
     assert scheduler.values()["prefixes_waiting"] == 0 and scheduler.values()["prefixes_total"] == 6
 
 
@@ -112,12 +126,84 @@ def test_their_text_is_prometheus_s_with_sglang_s_labels() -> None:
 
 
 @pytest.mark.parametrize("switches", [{"exports": False}, {"finishes": False}])
-def test_nothing_is_exported_without_metrics_or_without_finishing(switches: dict[str, bool]) -> None:
+def test_nothing_is_exported_without_metrics_and_nothing_of_finishing_without_it(switches: dict[str, bool]) -> None:
     scheduler = Scheduler(**switches)
     if scheduler.collector is not None:
         scheduler.collector.log_stats(SchedulerStats())
-    metrics.publish_finishing(None, scheduler.collector)
+    metrics.publish(None, scheduler.collector)
     assert set(scheduler.values().values()) == {None}
+
+
+class Manager:
+    """SGLang's tokenizer manager as far as it counts, with a registry of its own."""
+
+    def __init__(self, claa: bool = True) -> None:
+        self.registry = CollectorRegistry()
+        kinds = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+        own = {f"_{name}_cls": partial(kind, registry=self.registry) for name, kind in kinds.items()}
+        with get_context().override_server_args():
+            collector = type("Own", (TokenizerMetricsCollector,), own)(labels={"model_name": "small"})
+        made = object.__new__(TokenizerManager)
+        made.metrics_collector, made.enable_priority_scheduling = collector, False
+        made.disaggregation_mode, made.server_args = (
+            DisaggregationMode.NULL,
+            ClaaServerArgs(model_path="x", enable_claa=claa),
+        )
+        self.count = made.collect_metrics
+
+    def counted(self, outcome: str, reason: str) -> float | None:
+        labels = {"model_name": "small", "outcome": outcome, "reason": reason}
+        return self.registry.get_sample_value("sglang:claa_requests_total", labels)
+
+    def sglang_s(self) -> float | None:
+        labels = {"model_name": "small", "is_streaming": "true"}
+        return self.registry.get_sample_value("sglang:num_requests_total", labels)
+
+
+class Stats:
+    """Of a request whose first token came after two seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: 2.0
+
+
+def outputs(end: dict[str, str] | None, report: Any) -> tuple[Any, Any]:
+    """SGLang's state of a streamed request, and its output: the last one if it has an end."""
+    asked = SimpleNamespace(stream=True, sampling_params={})
+    state = SimpleNamespace(obj=asked, finished=end is not None, ttft_observed=False, time_stats=Stats())
+    counts = {"completion_tokens": [3], "prompt_tokens": [100], "cached_tokens": [0]}
+    info = {KEY: [[report] if report else []]}
+    return state, SimpleNamespace(finished_reasons=[end], customized_info=info, rids=["r"], **counts)
+
+
+def test_a_request_is_counted_once_when_it_ended() -> None:
+    manager, report = Manager(), build_report(pruned(100), 0)
+    state, chunk = outputs(None, None)
+    manager.count(state, chunk, 0)
+    assert manager.counted("pruned", "asked") is None
+    state.finished, last = True, outputs({"type": "length"}, report)[1]
+    manager.count(state, last, 0)
+    assert manager.counted("pruned", "asked") == manager.sglang_s() == 1
+    seconds = {"model_name": "small", "outcome": "pruned"}
+    assert manager.registry.get_sample_value("sglang:claa_time_to_first_token_seconds_sum", seconds) == 2.0
+
+
+def test_a_request_that_claa_ended_is_counted_as_failed() -> None:
+    manager, report = Manager(), build_report(pruned(100), 0)
+    for message in (f"{FAILED} scoring: ValueError: x", "the client hung up"):
+        manager.count(*outputs({"type": "abort", "message": message}, report), 0)
+    assert manager.counted("failed", "error") == manager.counted("pruned", "asked") == 1
+
+
+def test_a_request_without_a_report_or_with_a_strange_one_is_sglang_s_alone(caplog: pytest.LogCaptureFixture) -> None:
+    manager = Manager(claa=False)
+    manager.count(*outputs({"type": "length"}, build_report(pruned(100), 0)), 0)
+    assert manager.sglang_s() == 1 and manager.counted("pruned", "asked") is None
+    manager = Manager()
+    manager.count(*outputs({"type": "length"}, None), 0)
+    assert not caplog.records
+    manager.count(*outputs({"type": "length"}, {"pruned": True}), 0)
+    assert manager.sglang_s() == 2 and "could not count request r" in caplog.text
 
 
 PROCESS = """
@@ -125,12 +211,13 @@ import sys
 from types import SimpleNamespace
 assert "prometheus_client" not in sys.modules
 from claa_sglang.finishing.finishing import Finishing
-from claa_sglang.patches.metrics import FinishMetrics
+from claa_sglang.metrics.scheduler import SchedulerMetrics
 assert "prometheus_client" not in sys.modules
 rank = int(sys.argv[1])
 labels = {"model_name": "small", "dp_rank": rank}
 finishing = Finishing()
-metrics = FinishMetrics(SimpleNamespace(labels=labels, _counter_cls=None, _gauge_cls=None), finishing)
+collector = SimpleNamespace(labels=labels, _counter_cls=None, _gauge_cls=None)
+metrics = SchedulerMetrics(collector, lambda: 7 + rank, finishing, None)
 finishing.tokens = 100 + rank
 metrics.publish()
 """
@@ -151,3 +238,4 @@ def test_a_server_shows_what_its_schedulers_wrote(tmp_path: Path, monkeypatch: p
     for rank in (0, 1):
         assert f'sglang:claa_finish_tokens_total{{dp_rank="{rank}",model_name="small"}} 10{rank}.0' in text
         assert f'sglang:claa_finish_prefixes_waiting{{dp_rank="{rank}",model_name="small"}} 0.0' in text
+        assert f'sglang:claa_late_slots_held{{dp_rank="{rank}",model_name="small"}} {7 + rank}.0' in text

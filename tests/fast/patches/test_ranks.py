@@ -77,7 +77,7 @@ class OneRanksScheduler:
         self.req_to_token_pool = SimpleNamespace()
         self.finishing = attached.finishing.hang(self.req_to_token_pool, Finishing(clock=lambda: self.now))
         self.live = LivePolicy.__new__(LivePolicy)  # one that measures costs a model
-        self.live._learned = CostModel(OLD)
+        self.live.learned = CostModel(OLD)
         self.live.timer = SimpleNamespace(collect=lambda: None)  # type: ignore[assignment]
         self.live.policy = SimpleNamespace(cost=GivenCosts(OLD))  # type: ignore[assignment]
         attached.policy.hang(self.req_to_token_pool, self.live)
@@ -88,7 +88,7 @@ class OneRanksScheduler:
 
     def measures(self, constants: Constants) -> None:
         """Once the next steps were looked at."""
-        self.live.timer = SimpleNamespace(collect=lambda: setattr(self.live, "_learned", CostModel(constants)))  # type: ignore[assignment]
+        self.live.timer = SimpleNamespace(collect=lambda: setattr(self.live, "learned", CostModel(constants)))  # type: ignore[assignment]
 
     def wait(self) -> None:
         self.now += 2 * QUIET
@@ -121,7 +121,7 @@ def test_all_ranks_choose_by_what_the_first_measured() -> None:
 
 def test_a_rank_that_is_the_only_one_learns_as_it_decides() -> None:
     alone = OneRanksScheduler()
-    alone.live.policy.cost = alone.live._learned
+    alone.live.policy.cost = alone.live.learned
     collected: list[None] = []
     alone.live.timer = SimpleNamespace(collect=lambda: collected.append(None))  # type: ignore[assignment]
     alone.live.learn()

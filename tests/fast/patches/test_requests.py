@@ -8,6 +8,7 @@ from array import array
 import pytest
 
 from claa_sglang.patches import attached, requests
+from claa_sglang.requests import dense_rules
 from tests.fast.states import CONFIG, pruned
 
 CLIENT_KEYS = [
@@ -51,7 +52,7 @@ def test_an_aborted_request_becomes_dense_and_leaves_the_pruned_namespace(key: s
     req.origin_input_ids = array("q", [0])  # what SGLang runs in place of the prompt
     requests.leave_on_abort(None, req, "message")
     state = attached.state.of(req)
-    assert state.plan.dense_reason == requests.ABORTED and state.plan.prompt_tokens == 1
+    assert state.plan.dense_reason == dense_rules.ABORTED and state.plan.prompt_tokens == 1
     assert req.extra_key == requests.dense_key(key)
     requests.leave_on_abort(None, req, "message")
     assert req.extra_key == requests.dense_key(key)

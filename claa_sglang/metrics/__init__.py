@@ -1,0 +1,1 @@
+"""What a server exports on /metrics, beside SGLang's own metrics and under its labels."""
