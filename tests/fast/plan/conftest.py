@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import shapes
 from claa_sglang.plan.machine import Machine
-from claa_sglang.plan.model import Shape, shape_of
+from claa_sglang.plan.model import shape_of
 
 # About an H200's: its host launches while it computes.
 GPU = Machine(
@@ -27,16 +27,6 @@ GPU = Machine(
 )
 EIGHT_B = shape_of(shapes.SHAPES["llama-3.1-8b"], "8b")
 TINY = shape_of(shapes.SHAPES["smollm2-135m"], "135m")
-
-
-@pytest.fixture
-def gpu() -> Machine:
-    return GPU
-
-
-@pytest.fixture
-def model() -> Shape:
-    return EIGHT_B
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ def test_numbers_worked_out_by_hand() -> None:
 def test_memory_grows_with_the_prompt(one: int, other: int, answer: int, rate: float) -> None:
     short, long = sorted((one, other))
     few, many = (need(EIGHT_B, 2, length, answer, Prune(15, rate)) for length in (short, long))
-    assert few.slots <= many.slots and (short == long or few.bytes < many.bytes)
+    assert many.slots - few.slots >= long - short
+    assert many.bytes - few.bytes >= (long - short) * slot_bytes(EIGHT_B, 2)
 
 
 @given(tokens, st.integers(0, 1000), rates, rates)
