@@ -1,8 +1,13 @@
-"""Shapes of well-known models, for runs with random weights: speed does not depend on what the weights are."""
+"""Shapes of well-known models, for runs with random weights: speed does not depend on what the weights are.
+
+    python -m benchmarks.shapes llama-3.1-8b out/llama-3.1-8b    # its config.json, for claa-sglang plan
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +71,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    "qwen2.5-coder-0.5b": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 24,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    },
     "smollm2-135m": {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -111,3 +134,17 @@ def write_tokenizer(home: Path, vocab_size: int) -> None:
 
 # Engine options for a directory that `write` made.
 RANDOM_WEIGHTS = {"load_format": "dummy", "skip_tokenizer_init": True}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Write the config.json of a shape.")
+    parser.add_argument("name", choices=tuple(SHAPES))
+    parser.add_argument("home", type=Path, help="directory to write it into")
+    args = parser.parse_args(argv)
+    args.home.mkdir(parents=True, exist_ok=True)
+    write(args.name, args.home)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -12,6 +12,8 @@ from claa_sglang.offline import rank_command
 from claa_sglang.offline.basics import CaptureError, RecordError
 from claa_sglang.offline.calibrate import command as calibrate_command
 from claa_sglang.offline.calibrate.target import CalibrationError
+from claa_sglang.plan import command as plan_command
+from claa_sglang.plan.error import PlanError
 from claa_sglang.ranking.spec import RankerError
 from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
@@ -21,7 +23,7 @@ from claa_sglang.tools import cpu_env, gguf_model, small_model
 # What a subcommand raises where the user has to do something.
 _ERRORS = (
     *(cpu_env.CpuEnvError, gguf_model.GgufError, TaskError, PromptError),
-    *(CaptureError, RecordError, RankerError, CalibrationError, OSError),
+    *(CaptureError, RecordError, RankerError, CalibrationError, PlanError, OSError),
 )
 
 
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rank_command.run(args)
         elif args.command == "calibrate":
             calibrate_command.run(args)
+        elif args.command == "plan":
+            plan_command.run(args)
         elif args.command == "doctor":
             from claa_sglang.doctor import command as doctor_command  # imports SGLang, which takes seconds
 
@@ -105,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         "Exit status 1 if none is confirmed.",
     )
     calibrate_command.add_arguments(calibrate)
+    plan = commands.add_parser(
+        "plan",
+        help="predict what pruning brings a model on a machine: TTFT, second turns, memory, and from which length on",
+        description="From the model's config.json and a record of the machine, for several prune layers and keep "
+        "rates. Shows its formula. Loads no weights and starts nothing.",
+    )
+    plan_command.add_arguments(plan)
     doctor = commands.add_parser(
         "doctor",
         help="say whether a server with --enable-claa would start here with given flags, and if not, with which",

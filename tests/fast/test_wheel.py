@@ -55,12 +55,16 @@ def test_every_module_is_in_it_and_nothing_else_is(wheel: zipfile.ZipFile) -> No
     assert code == expected - {"claa_sglang/kernels/__init__.py", "claa_sglang/patches/__init__.py"}
 
 
-def test_it_ships_profiles_and_the_mark_of_typed_packages(wheel: zipfile.ZipFile) -> None:
-    profiles = {f"claa_sglang/profiles/{file.name}" for file in (ROOT / "claa_sglang" / "profiles").glob("*.json")}
-    assert profiles and {name for name in files(wheel) if not name.endswith(".py")} == {
-        *profiles,
-        "claa_sglang/py.typed",
-    }
+@pytest.mark.parametrize("folder", ["profiles", "plan/machines"])
+def test_it_ships_records(wheel: zipfile.ZipFile, folder: str) -> None:
+    records = {f"claa_sglang/{folder}/{file.name}" for file in (ROOT / "claa_sglang" / folder).glob("*.json")}
+    assert records and records <= set(files(wheel))
+
+
+def test_it_ships_the_mark_of_typed_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    others = {name for name in files(wheel) if not name.endswith((".py", ".json"))}
+    assert others == {"claa_sglang/py.typed"}
+    assert all(name.split("/")[1] in ("profiles", "plan") for name in files(wheel) if name.endswith(".json"))
 
 
 def test_it_says_what_it_is_and_whose(wheel: zipfile.ZipFile) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from claa_sglang.policy.cost import Constants, CostModel, Work
-from claa_sglang.policy.machine import EAGER_LAUNCHES, launching, measure
+from claa_sglang.policy.machine import measure
+from claa_sglang.policy.rates import EAGER_LAUNCHES, launching
 from claa_sglang.policy.step_timer import StepTimer
 
 WORK = Work(passes=10, rows=1000)
