@@ -18,12 +18,18 @@ class Panel(NamedTuple):
     unit: str = "short"
 
 
+def _metric(name: str, **labels: str) -> str:
+    """A selector of sglang:claa_`name`, or sglang_claa_`name` as Prometheus before version 3 gets it."""
+    wanted = [f'__name__=~"sglang.claa_{name}"', *(f'{label}="{value}"' for label, value in labels.items())]
+    return "{" + ",".join(wanted) + "}"
+
+
 def _median(outcome: str) -> str:
-    buckets = f'sglang:claa_time_to_first_token_seconds_bucket{{outcome="{outcome}"}}'
+    buckets = _metric("time_to_first_token_seconds_bucket", outcome=outcome)
     return f"histogram_quantile(0.5, sum by (le) (rate({buckets}[5m])))"
 
 
-def _rate(metric: str, by: str) -> str:
+def _rate(by: str, metric: str) -> str:
     return f"sum by ({by}) (rate({metric}[5m]))"
 
 
@@ -31,38 +37,44 @@ def _ratio(part: str, whole: str) -> str:
     return f"sum(rate({part}[5m])) / sum(rate({whole}[5m]))"
 
 
-_REQUESTS, _TOKENS = "sglang:claa_requests_total", "sglang:claa_prompt_tokens_total"
-_CACHED = "sglang:claa_cached_tokens_total"
+_REQUESTS, _TOKENS = _metric("requests_total"), _metric("prompt_tokens_total")
 PANELS = (
     Panel(
         "Requests by outcome and reason",
-        (_rate(_REQUESTS, "outcome, reason"),),
+        (_rate("outcome, reason", _REQUESTS),),
         ("{{outcome}}: {{reason}}",),
         "reqps",
     ),
     Panel(
         "Share of requests that failed",
-        (_ratio(f'{_REQUESTS}{{outcome="failed"}}', _REQUESTS),),
+        (_ratio(_metric("requests_total", outcome="failed"), _REQUESTS),),
         ("failed",),
         "percentunit",
     ),
     Panel("Median time to the first token", (_median("pruned"), _median("dense")), ("pruned", "dense"), "s"),
     Panel(
         "Share of pruned prompts that is kept",
-        (_ratio(f'{_TOKENS}{{part="kept"}}', _TOKENS),),
+        (_ratio(_metric("prompt_tokens_total", part="kept"), _TOKENS),),
         ("kept",),
         "percentunit",
     ),
-    Panel("Prompt tokens from the prefix cache", (_rate(_CACHED, "namespace"),), ("{{namespace}}",)),
-    Panel("Late KV slots held", ("sum by (dp_rank) (sglang:claa_late_slots_held)",), ("replica {{dp_rank}}",)),
+    Panel(
+        "Prompt tokens from the prefix cache",
+        (_rate("namespace", _metric("cached_tokens_total")),),
+        ("{{namespace}}",),
+    ),
+    Panel("Late KV slots held", (f"sum by (dp_rank) ({_metric('late_slots_held')})",), ("replica {{dp_rank}}",)),
     Panel(
         "Prefixes finished while idle",
-        ("sum(sglang:claa_finish_prefixes_waiting)", "sum(rate(sglang:claa_finish_prefixes_total[5m])) * 300"),
+        (
+            f"sum({_metric('finish_prefixes_waiting')})",
+            f"sum(increase({_metric('finish_prefixes_total')}[5m]))",
+        ),
         ("waiting", "finished in 5 minutes"),
     ),
     Panel(
         "Time of prefill steps against what the policy expected",
-        (_ratio("sglang:claa_policy_measured_seconds_total", "sglang:claa_policy_expected_seconds_total"),),
+        (_ratio(_metric("policy_measured_seconds_total"), _metric("policy_expected_seconds_total")),),
         ("measured / expected",),
         "percentunit",
     ),

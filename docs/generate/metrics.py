@@ -50,6 +50,7 @@ _QUERIES = """## Queries
 
 [`docs/dashboards/claa.json`](dashboards/claa.json) is a Grafana dashboard of these queries. It loads beside
 SGLang's own (Dashboards, New, Import), and has a variable for the data source.
+Prometheus before version 3 gets these names with `_` in place of `:`, as it does SGLang's own; the queries take both.
 
 | panel | query |
 |---|---|

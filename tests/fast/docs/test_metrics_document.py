@@ -25,10 +25,10 @@ def test_the_dashboard_is_the_panels() -> None:
 def test_queries_ask_for_metrics_that_are_there_and_show_each() -> None:
     known = {metric.name for metric in (*OF_REQUESTS, *OF_SCHEDULERS)}
     asked = {
-        name.removesuffix("_bucket")
+        name.removesuffix("_bucket").replace(".", ":")
         for panel in dashboard.PANELS
         for query in panel.queries
-        for name in re.findall(r"sglang:\w+", query)
+        for name in re.findall(r"sglang\.\w+", query)
     }
     more = ("policy_steps", "finish_dropped", "finish_tokens", "finish_seconds")
     unshown = {f"sglang:claa_{name}_total" for name in more}
