@@ -122,7 +122,7 @@ def _claim(name: str, found: list[Comparison]) -> Claim:
         name=name,
         ok=verdict(found),
         compared=f"{len(found)} answers, {tokens:,} tokens",
-        found=f"{counted(found)}; log probabilities within {apart:.1g}",
+        found=f"{counted(found)}; within {apart:.1g} nats",
         more=more,
         comparisons=found,
     )
@@ -152,7 +152,7 @@ def needles_found(client: Client, keys: Keys, needles: Sequence[Needle], tokeniz
         name=name,
         ok=False if lost else True if dense_found else None,
         compared=f"{asked} {kind}",
-        found=f"pruned finds {both} of {dense_found} that dense finds, and {pruned_found - both} others",
+        found=f"{both} of {dense_found} that dense finds, and {pruned_found - both} others",
         more=[*lost, *odd],
         data={"needles": rows},
     )
@@ -176,15 +176,15 @@ def faster(times: ttft.Times, at_most: float) -> Claim:
         name=name,
         ok=ok,
         compared=f"{len(times.pruned)} pairs, {max(times.tokens):,} tokens",
-        found=f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}, {ratio.coverage:.0%}); median "
-        f"{middle['pruned']} and {middle['dense']}",
+        found=f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}, {ratio.coverage:.0%}); "
+        f"{middle['pruned']} : {middle['dense']} ms",
         more=more + (["undecided: the interval has the limit inside: give more --pairs"] if ok is None else []),
         data=data,
     )
 
 
 def _median_ms(seconds: Sequence[float]) -> str:
-    return f"{1000 * statistics.median(seconds):,.0f} ms"
+    return f"{1000 * statistics.median(seconds):,.0f}"
 
 
 def _counted(reasons: Iterable[str]) -> list[str]:

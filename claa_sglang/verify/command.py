@@ -35,8 +35,11 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join([f"{client.url}: {info['model_path']}", *planned.lines]), file=sys.stderr)
     try:
         found = _claims(client, info, planned, noise, args, name)
-    except KeyboardInterrupt:
-        print("\n".join(["interrupted", *client.cost.lines(planned.pool)]), file=sys.stderr)
+    except (KeyboardInterrupt, VerifyError) as stop:
+        if client.cost.requests:
+            print("\n".join(client.cost.lines(planned.pool)), file=sys.stderr)
+        if isinstance(stop, VerifyError):
+            raise
         return INTERRUPTED
     print("\n".join([*report.table(found), "", *report.summary(found, noise), *client.cost.lines(planned.pool)]))
     if args.out is not None:
@@ -60,7 +63,7 @@ def _claims(
             asked.append(ask_pair(client, keys, prompts.pair(planned.tokens), planned.replicas))
         progress.set_description("needles")
         made = task_needles(tokenizer, planned.tokens, planned.needles) if tokenizer else []
-        kind = "prompts of claa-sglang tasks" if made else prompts.kind
+        kind = "prompts of the tasks" if made else prompts.kind
         made = made or prompts.needles(planned.tokens, planned.needles)
         needles = claims.needles_found(client, keys, made, tokenizer, kind)
         progress.set_description("TTFT")

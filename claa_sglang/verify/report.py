@@ -38,7 +38,9 @@ def summary(claims: Sequence[Claim], noise: Noise) -> list[str]:
     said = f"{count[True]} of {len(claims)} claims hold"
     said += f", {count[None]} undecided" if count[None] else ""
     said += f". FAILED: {'; '.join(failed)}." if failed else "."
-    ties = f"A near-tie is another token whose lead is below {noise.tie:g} nats on both sides: neither same nor wrong."
+    ties = (
+        f"A near-tie is another token whose lead is below {noise.tie:g} nats on both sides: neither the same nor wrong."
+    )
     return [said, ties]
 
 
@@ -56,7 +58,7 @@ def record(
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": {"claa-sglang": __version__, "sglang": info.get("version"), "python": platform.python_version()},
         "server": {name: info.get(name) for name in SAID} | {"claa": info["claa"]["config"]},
-        "plan": msgspec.to_builtins(plan),
+        "plan": {**msgspec.to_builtins(plan), "requests": plan.requests, "entered": plan.entered},
         "noise": msgspec.to_builtins(noise),
         "ok": all(claim.ok is not False for claim in claims),
         "claims": [msgspec.to_builtins(claim) for claim in claims],

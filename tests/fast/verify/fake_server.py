@@ -1,7 +1,7 @@
 """An HTTP server that answers as SGLang with CLAA does, or wrongly in one way.
 
-Its "model" is a hash of the prompt, and of what was asked of CLAA. It has a prefix cache by key, finds needles, takes
-its time, and remembers what it was asked.
+Its "model" is a hash of the prompt, and of what was asked of CLAA. It has a prefix cache by key, finds needles, says
+how long it would take, and remembers what it was asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 
 VOCABULARY = 300
 KEEP_RATE = 0.25
-SECONDS = {"pruned": 0.004, "dense": 0.012}  # of a request
+SECONDS = 0.005  # of a request
+TTFT = {"pruned": 0.2, "dense": 0.5}  # seconds, as `meta_info` says: the clock would say what else runs
 LEAD = 1.0  # nats of the first choice over the second
 TINY_LEAD = 1e-6
 
@@ -71,7 +72,7 @@ class Fake:
         pruned = options.get("enabled", True) and self.fault != "never prunes"
         pruned = pruned or (self.fault == "the switch is ignored" and len(self.asked) % 3 == 0)
         rate = options.get("keep_rate", KEEP_RATE) if pruned else 1
-        time.sleep(SECONDS["pruned" if pruned != (self.fault == "pruned is slow") else "dense"])
+        time.sleep(SECONDS)
         with self._lock:
             others |= self._running - {number}
             self._running.discard(number)
@@ -85,6 +86,7 @@ class Fake:
         report |= {"kept": kept} if options.get("return_kept") and pruned else {}
         report |= {} if pruned else {"reason": "disabled by request" if "enabled" in options else "planted reason"}
         meta: dict[str, Any] = {"prompt_tokens": len(prompt), "cached_tokens": cached, "completion_tokens": len(tokens)}
+        meta["ttft"] = TTFT["pruned" if pruned != (self.fault == "pruned is slow") else "dense"]
         meta |= {} if self.fault == "no report" else {"claa": report}
         if body.get("return_logprob"):
             meta["output_token_logprobs"] = [[-0.5, token, None] for token in tokens]
