@@ -19,7 +19,7 @@ from claa_sglang.verify.error import VerifyError
 from claa_sglang.verify.needles import task_needles, tokenizer_at_hand
 from claa_sglang.verify.prompts import Ids, Prompts, Texts
 
-SAMPLE_WORDS = 300
+SAMPLE_WORDS = 600
 INTERRUPTED = 130
 
 

@@ -41,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def requests(self) -> int:
         """At most so many."""
-        retries = 2 * self.prompts * (self.replicas - 1)
+        retries = 3 * self.prompts * (self.replicas - 1)  # of three hits
         return REQUESTS * self.prompts + retries + 2 * self.needles + 2 * (self.pairs + 1) + 2
 
     @property
@@ -95,7 +95,7 @@ def make(args: argparse.Namespace, info: Mapping[str, Any]) -> Plan:
 
 def _entered(tokens: int, ttft: int, prompts: int, needles: int, pairs: int) -> int:
     answers = COLD * prompts * (tokens + 2 * NEW_TOKENS) + 2 * needles * (tokens + NEEDLE_ROOM)
-    return answers + 2 * (pairs + 1) * ttft + tokens
+    return answers + 2 * (pairs + 1) * ttft + 2 * tokens
 
 
 def _fits(tokens: int, limit: int | None) -> bool:

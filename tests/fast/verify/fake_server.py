@@ -76,7 +76,9 @@ class Fake:
         with self._lock:
             others |= self._running - {number}
             self._running.discard(number)
-            cached = self._look_up(prompt, "" if self.fault == "keys are ignored" else body["extra_key"], pruned)
+            replica = number % self.info["dp_size"]  # requests go round
+            key = "" if self.fault == "keys are ignored" else f"{body['extra_key']} {replica}"
+            cached = self._look_up(prompt, key, pruned)
         tokens = _tokens(prompt, rate)[: sampling["max_new_tokens"]]
         kept = list(range(0, len(prompt), round(1 / rate)))
         lead, tokens = self.wrong(tokens, pruned, rate, cached, others, number)

@@ -154,6 +154,12 @@ def test_what_shows_nothing_is_undecided(
     assert says in run.out and run.marked("--") == 1
 
 
+def test_a_hit_is_asked_for_until_a_replica_has_it(tmp_path: Path) -> None:
+    run = verify(Fake(info={"dp_size": 2}), tmp_path)
+    assert run.status == 0 and run.outcomes(HIT) == ["identical"] * 6
+    assert REQUESTS < len(run.fake.asked) <= run.record["plan"]["requests"]
+
+
 def test_times_of_prompts_that_are_not_cold_are_left_out(tmp_path: Path) -> None:
     """Something before the server drops keys and adds a beginning of its own to every prompt."""
     fake = Fake("keys are ignored", tokenizer=False)
