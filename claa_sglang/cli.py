@@ -19,11 +19,13 @@ from claa_sglang.tasks import command as tasks_command
 from claa_sglang.tasks.generate import TaskError
 from claa_sglang.tasks.record import PromptError
 from claa_sglang.tools import cpu_env, gguf_model, small_model
+from claa_sglang.verify import arguments as verify_arguments
+from claa_sglang.verify.error import VerifyError
 
 # What a subcommand raises where the user has to do something.
 _ERRORS = (
     *(cpu_env.CpuEnvError, gguf_model.GgufError, TaskError, PromptError),
-    *(CaptureError, RecordError, RankerError, CalibrationError, PlanError, OSError),
+    *(CaptureError, RecordError, RankerError, CalibrationError, PlanError, VerifyError, OSError),
 )
 
 
@@ -45,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from claa_sglang.doctor import command as doctor_command  # imports SGLang, which takes seconds
 
             return doctor_command.run(args)
+        elif args.command == "verify":
+            from claa_sglang.verify import command as verify_command
+
+            return verify_command.run(args)
         else:
             print(_model(args))
     except _ERRORS as error:
@@ -129,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="-- SERVER FLAGS",
         help="as python -m sglang.launch_server takes them",
     )
+    verify = commands.add_parser(
+        "verify",
+        help="try on a live server what is claimed of it: answers, isolation, prefix hits, needles, TTFT",
+        description="Asks a server with --enable-claa over HTTP, beside whatever else it serves. "
+        "Says what it cost. Exit status 1 if a claim fails.",
+    )
+    verify_arguments.add_arguments(verify)
     return parser
 
 

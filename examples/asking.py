@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import requests
+from claa_sglang.tools.streaming import timed
 
 REQUEST_TIMEOUT = 600.0  # seconds
 
@@ -35,17 +33,5 @@ def ask(url: str, text: str, max_new_tokens: int, options: Mapping[str, Any] | N
     params: dict[str, Any] = {"temperature": 0, "max_new_tokens": max_new_tokens}
     if options is not None:
         params["custom_params"] = {"claa": dict(options)}
-    body = {"text": text, "sampling_params": params, "stream": True}
-    ttft, last = 0.0, {}
-    start = time.perf_counter()
-    with requests.post(url + "/generate", json=body, stream=True, timeout=REQUEST_TIMEOUT) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"/generate: HTTP {response.status_code}: {response.text}")
-        for line in response.iter_lines(chunk_size=1):
-            if not line.startswith(b"data: {"):
-                continue
-            ttft = ttft or time.perf_counter() - start
-            last = json.loads(line[len(b"data: ") :])
-    if "meta_info" not in last:
-        raise RuntimeError(f"/generate failed: {last}")
+    ttft, last = timed(url, {"text": text, "sampling_params": params}, REQUEST_TIMEOUT)
     return Answer(text=last["text"].strip(), ttft=ttft, meta=last["meta_info"])

@@ -1,0 +1,1 @@
+"""`claa-sglang verify`: what is claimed of a server with CLAA, tried on a live one over HTTP."""
