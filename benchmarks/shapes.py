@@ -1,6 +1,6 @@
 """Shapes of well-known models, for runs with random weights: speed does not depend on what the weights are.
 
-    python -m benchmarks.shapes llama-3.1-8b out/llama-3.1-8b    # its config.json, for claa-sglang plan
+python -m benchmarks.shapes llama-3.1-8b out/llama-3.1-8b    # its config.json, for claa-sglang plan
 """
 
 from __future__ import annotations
