@@ -20,7 +20,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) model ## one long prompt, pruned and dense, and a follow-up question
-	$(BIN)/python examples/demo.py --model-path $(MODEL)
+	$(BIN)/python examples/demo --model-path $(MODEL)
 
 test: test-fast test-engine ## all tests: the fast ones first, then those that start SGLang
 

@@ -4,4 +4,4 @@ SGLang finds the plugin through its entry point group; nothing here is imported 
 except `claa_sglang.plugin`. The command line is `claa_sglang.cli`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

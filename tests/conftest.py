@@ -25,7 +25,7 @@ SHARING = (
         "test_verify",
     ),
     ("test_ways_out", "test_weight_updates"),
-    ("test_client_snippets", "test_dashboard", "test_every_route", "test_generate"),
+    ("test_client_snippets", "test_dashboard", "test_every_route", "test_examples", "test_generate"),
 )
 
 

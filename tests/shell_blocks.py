@@ -152,10 +152,10 @@ def _python(words: Words) -> None:
             assert find_spec(module), f"`python -m {module}`: no such module"
             if rest:
                 _program([module, *rest], lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
-        case [script, *rest] if script.endswith(".py"):
-            assert (ROOT / script).is_file(), f"`python {script}`: no such file"
+        case [script, *rest] if script.endswith(".py") or (ROOT / script / "__main__.py").is_file():
+            assert (ROOT / script).exists(), f"`python {script}`: no such file"
             if rest:
-                folder = str((ROOT / script).parent)
+                folder = str((ROOT / script).parent)  # of a folder, `runpy` puts itself there
                 with mock.patch.object(sys, "path", [folder, *sys.path]):
                     _program([script, *rest], lambda: runpy.run_path(str(ROOT / script), run_name="__main__"))
         case _:

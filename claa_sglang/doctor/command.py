@@ -16,13 +16,21 @@ from claa_sglang.doctor.finding import Finding, found, is_ready
 from claa_sglang.doctor.remedies import Words, startable
 from claa_sglang.doctor.start import FLAG, Start, try_start
 
+# What is there whatever the flags are.
+HERE = {
+    "versions": machine.packages,
+    "device": machine.device,
+    "hooks": machine.hook_table,
+    "kernels": machine.kernels,
+}
+
 
 def run(args: argparse.Namespace) -> int:
     """0 if a server would start with these flags, else 1."""
     words = tuple(args.flags[1:] if args.flags[:1] == ["--"] else args.flags)
     with _quiet():
         findings = examine(words)
-        other = None if is_ready(findings) or not words else found_flags(words)
+        other = found_flags(words) if words and is_ready_here(findings) and not is_ready(findings) else None
     if args.json:
         record = {
             "ready": is_ready(findings),
@@ -38,13 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(words: Words) -> list[Finding]:
     """Every probe's finding; those of the start only where flags are given."""
-    probes = {
-        "versions": machine.packages,
-        "device": machine.device,
-        "hooks": machine.hook_table,
-        "kernels": machine.kernels,
-    }
-    findings = [found(name, probe) for name, probe in probes.items()]
+    findings = [found(name, probe) for name, probe in HERE.items()]
     if not words:
         return [*findings, Finding("start", None, "give a server's flags after --, such as -- --model-path MODEL")]
     made: list[Start] = []
@@ -62,6 +64,11 @@ def examine(words: Words) -> list[Finding]:
     return findings
 
 
+def is_ready_here(findings: Sequence[Finding]) -> bool:
+    """Whether nothing speaks against a start but its flags."""
+    return is_ready(finding for finding in findings if finding.name in HERE)
+
+
 def found_flags(words: Words) -> Words | None:
     """Flags near these with which a server would start."""
     try:
@@ -77,6 +84,8 @@ def _problems(words: Words) -> Sequence[str]:
 
 
 def _verdict(findings: Sequence[Finding], words: Words, other: Words | None) -> str:
+    if not is_ready_here(findings):
+        return f"A server with {FLAG} would not start here, whatever its flags: see NO above."
     if not words:
         return "The parts that need no flags are checked."
     if is_ready(findings):

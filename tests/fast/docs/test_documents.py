@@ -154,7 +154,7 @@ WRONG = {
     "```bash\nsglang serve --model-path M --claa-keep-rate 0.2\n```": "without --enable-claa",
     "```bash\npython -m benchmarks.eval_quality_plot a.json --no-such\n```": "unrecognized arguments: --no-such",
     "```bash\npython -m benchmarks.nothing\n```": "no such module",
-    "```bash\npython examples/demo.py --repeats many\n```": "invalid int value",
+    "```bash\npython examples/demo --repeats many\n```": "invalid int value",
     "```bash\npython -m benchmarks.eval_quality_plot benchmarks/results/nothing.json\n```": "does not exist",
     "```bash\npip install '.[everything]'\n```": "no extra everything",
     "```bash\npip install sglang==0.4\n```": "sglang==0.4",
@@ -179,13 +179,13 @@ def test_commands_are_told_from_what_is_around_them() -> None:
 @pytest.mark.parametrize(
     ("code", "wrong"),
     [
-        ("examples/demo.py", False), ("demo.py", False), ("examples/nothing.py", True), ("nothing.py", True),
+        ("examples/demo/prose.py", False), ("prose.py", False), ("examples/nothing.py", True), ("nothing.py", True),
         ("tests/fast/", False), ("tests/slow/", True), ("benchmarks/results/quality_*_h200.json", False),
         ("claa-sglang calibrate --model M", False), ("claa-sglang guess", True), ("python -m benchmarks.none", True),
         ("--claa-policy auto", False), ("--claa-police auto", True), ("/server_info", False), ("a/b", False),
         ("test_documents::test_a_wrong_name_is_seen", False), ("test_documents::test_a_wrong_name", True),
         ("test_documents::test_a_wrong_name…", False), ("test_nothing::test_a…", True),
-        ("examples/{demo,prose}.py", False), ("examples/{demo,none}.py", True), ("profile.json", False),
+        ("examples/demo/{asking,prose}.py", False), ("examples/demo/{asking,none}.py", True), ("profile.json", False),
     ],
 )  # fmt: skip
 def test_a_wrong_name_is_seen(code: str, wrong: bool) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from typing import Any
 
 import pytest
 from transformers import LlamaConfig
 
+from claa_sglang.doctor import command
+from claa_sglang.doctor.finding import Finding
 from claa_sglang.doctor.machine import kernel_names
 from tests.fast.argument_records import python
 
@@ -123,3 +126,16 @@ def test_nothing_was_started(answers: dict[str, Any]) -> None:
 
 def test_kernels_are_those_of_the_source() -> None:
     assert {"_store_kernel", "_load_kernel", "_mass_kernel", "_fold_kernel"} <= kernel_names()
+
+
+@pytest.mark.parametrize("flags", [[], ["--", "--model-path", "m"]])
+def test_no_flags_are_offered_where_none_would_help(flags: list[str], monkeypatch: Any, capsys: Any) -> None:
+    """An attribute of SGLang that moved stops every start."""
+    moved = Finding("hooks", False, "1 of 56 do not fit")
+    monkeypatch.setattr(command, "try_start", lambda words: pytest.fail("looks for flags"))
+    monkeypatch.setattr(command, "examine", lambda words: [moved, Finding("arguments", True, "")])
+    for as_json in (False, True):
+        assert command.run(Namespace(flags=flags, json=as_json)) == 1
+    text, record = capsys.readouterr().out.split("\n{", 1)
+    assert "would not start here, whatever its flags" in text
+    assert json.loads("{" + record)["would_start"] is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))  # as `python examples/demo.py` has it
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "demo"))  # as `python examples/demo` has it
 
 import verdict  # noqa: E402
 from progress import Progress  # noqa: E402

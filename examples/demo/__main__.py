@@ -29,7 +29,7 @@ from verdict import Times
 from claa_sglang.tools.cpu_env import CpuEnvError, cpu_environment
 from claa_sglang.tools.servers import Server, server
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 # Many CPUs have no bf16 arithmetic and emulate it, several times slower than fp32.
 CPU_FLAGS = ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "20000"]
