@@ -26,9 +26,10 @@ from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.graph_decode import DecodeBuffers, DecodeGraphPass
 from claa_sglang.forward.kept_rows import KeptView, list_kept
 from claa_sglang.forward.late_pass import LatePass
+from claa_sglang.forward.observe_pass import ObservePass
 from claa_sglang.forward.ranks import Ranks
 from claa_sglang.memory.late_slots import LateSlots
-from claa_sglang.patches.forward_batch import plan_of
+from claa_sglang.patches.forward_batch import observed_of, plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.patches.ranks import model_ranks
@@ -84,7 +85,7 @@ class ClaaAttnBackend(AttentionBackend):
         self.attn_backend_list = children
         self.slots = slots
         self.config = config
-        self.active: ActivePass | None = None
+        self.active: ActivePass | ObservePass | None = None
         self._next_plan: BatchPlan | None = None
         self._translators = translators
         self._ranks = ranks
@@ -100,7 +101,11 @@ class ClaaAttnBackend(AttentionBackend):
         self.active = None
         self.early.init_forward_metadata(forward_batch)
         plan: BatchPlan | None = plan_of(forward_batch)
-        if plan is not None:
+        if plan is None:
+            observed = observed_of(forward_batch)
+            if observed is not None:
+                self.active = ObservePass(observed, self.slots.table, self.config)
+        else:
             self.active = LatePass(
                 plan,
                 forward_batch,
@@ -193,7 +198,7 @@ class ClaaAttnBackend(AttentionBackend):
     ) -> Any:
         if self.active is None:
             return self.early.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        level = self.level_of(layer.layer_id)
+        level = 0 if isinstance(self.active, ObservePass) else self.level_of(layer.layer_id)
         kept = self.active.kept if layer.layer_id in self.config.kept_layers else None
         if kept is not None and kept.rows is None:
             return self.attn_backend_list[-1].forward(q, k, v, layer, kept.batch, save_kv_cache, **kwargs)
@@ -225,16 +230,18 @@ class ClaaAttnBackend(AttentionBackend):
     def resolve_prefill_shared_read_ends(
         self, forward_batch: Any, *, num_qo_tokens: int, build_snapshot: bool = True
     ) -> SharedReadEnds:
-        if plan_of(forward_batch) is not None:
+        if plan_of(forward_batch) is not None or observed_of(forward_batch) is not None:
             return SharedReadEnds.UNKNOWN  # the whole forward
         return self.early.resolve_prefill_shared_read_ends(
             forward_batch, num_qo_tokens=num_qo_tokens, build_snapshot=build_snapshot
         )
 
     def can_run_prefill_cuda_graph(self, forward_batch: Any) -> bool:
-        """A batch with pruned requests changes its number of rows half-way: no captured graph has that shape."""
+        """A batch with pruned requests changes its number of rows half-way: no captured graph has that shape. One with
+        observed requests is scored, which no graph does."""
         ask = getattr(self.early, "can_run_prefill_cuda_graph", None)
-        return plan_of(forward_batch) is None and (ask is None or ask(forward_batch))
+        is_stock = plan_of(forward_batch) is None and observed_of(forward_batch) is None
+        return is_stock and (ask is None or ask(forward_batch))
 
 
 def _is_checked() -> bool:

@@ -16,18 +16,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from claa_sglang.forward.batch_plan import BatchPlan, plan_decode, plan_extend
+from claa_sglang.forward.batch_plan import BatchPlan, Segment, plan_decode, plan_extend, plan_observed
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
 from claa_sglang.requests.state import RequestState
 
-_KEY = "claa"
+_KEY, _OBSERVED = "claa", "claa_observed"
 
 
 def plan_of(forward_batch: Any) -> BatchPlan | None:
     """The plan of a batch that has pruned requests, else None."""
     return (forward_batch.model_specific_states or {}).get(_KEY)
+
+
+def observed_of(forward_batch: Any) -> tuple[Segment, ...] | None:
+    """The requests of a batch that are ranked in it and drop nothing; None where there are none."""
+    return (forward_batch.model_specific_states or {}).get(_OBSERVED)
 
 
 def batch_and_runner(args: tuple, kwargs: dict) -> tuple[Any, Any]:
@@ -45,6 +50,8 @@ def attach_plan(result: Any, *args: Any, **kwargs: Any) -> Any:
     plan = _made_plan(result, batch, runner)
     if plan is not None:
         result.model_specific_states = {**(result.model_specific_states or {}), _KEY: plan}
+    elif observed := _observed(result, batch, runner):
+        result.model_specific_states = {**(result.model_specific_states or {}), _OBSERVED: observed}
     runner.attn_backend.note(plan)
     return result
 
@@ -75,6 +82,20 @@ def _made_plan(result: Any, batch: Any, runner: Any) -> BatchPlan | None:
         table_stride=slots.stride,
         num_steps=slots.num_steps,
         decoding=[id(req) in decoding for req in batch.reqs],
+    )
+
+
+def _observed(result: Any, batch: Any, runner: Any) -> tuple[Segment, ...]:
+    """Of a prefill batch, the observed requests whose prompt is complete and whose whole window is computed in it."""
+    states = [attached.state.find(req) for req in batch.reqs]
+    if result.forward_mode.is_decode() or not any(state is not None and state.observed for state in states):
+        return ()
+    return plan_observed(
+        states,
+        rows=[req.kv.req_pool_idx for req in batch.reqs],
+        prefix_lens=batch.prefix_lens,
+        extend_lens=batch.extend_lens,
+        window=runner.attn_backend.config.window,
     )
 
 

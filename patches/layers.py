@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from claa_sglang.forward.late_pass import LatePass
+from claa_sglang.forward.observe_pass import ObservePass
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.memory.kv_rows import move
@@ -93,6 +94,9 @@ class LateStack:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             late = self._backend.active
+            if isinstance(late, ObservePass):
+                late.conclude()  # every layer that ranks has run
+                return stock(*args, **kwargs)
             if late is None:
                 return stock(*args, **kwargs)
             if index == self._first:

@@ -64,7 +64,8 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
         return req
     reason = dense_reason(Facts(options, config, recv_req, prompt_tokens, scheduler.enable_session_radix_cache))
     if reason is None:
-        state = RequestState.pruned_request(options, config, prompt_tokens)
+        make = RequestState.observed_request if config.observes else RequestState.pruned_request
+        state = make(options, config, prompt_tokens)
         if options.keep is not None:
             keep = given_positions(options.keep, prompt_tokens, config.window)
             (positions,) = on_device([keep], torch.int64, scheduler.req_to_token_pool.req_to_token.device)

@@ -23,6 +23,7 @@ Window = Annotated[int, Meta(ge=1, le=1024)]
 PoolKernel = Annotated[int, Meta(ge=1, le=1023)]
 PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
+ModeName = Literal["prune", "observe"]
 PolicyName = Literal["auto", "always"]
 FinishName = Literal["idle", "off"]
 ScorerName = Literal["auto", "triton", "flashinfer", "torch"]
@@ -52,6 +53,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     steps: the prunes, prune layers ascending, keep rates (each a share of all prompt tokens) descending, or all 1.
     num_layers: decoder layers of the model. window, pool_kernel, min_prompt_tokens: in tokens.
+    mode: whether prompts are pruned, or only ranked, as a report says, and computed as stock does.
     policy: whether a prompt is pruned only where that is expected to be faster.
     ranker: as `spec.parse` reads it. scorer: what computes its scores; auto measures at start which is faster.
     finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
@@ -65,6 +67,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     window: Window = 32
     pool_kernel: PoolKernel = 7
     min_prompt_tokens: PromptTokens = 1024
+    mode: ModeName = "prune"
     policy: PolicyName = "auto"
     ranker: str = "claa"
     scorer: ScorerName = "auto"
@@ -86,6 +89,16 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for step in self.steps:
             _check_step(step, previous, self.num_layers)
             previous = step
+        if self.mode == "observe" and len(self.steps) > 1:
+            raise ConfigError(
+                "--claa-mode observe: what a second prune keeps is ranked by layers that saw what the first one kept. "
+                "Give one prune, such as with --claa-profile none, or leave out --claa-mode"
+            )
+
+    @property
+    def observes(self) -> bool:
+        """Whether nothing is dropped: what would be kept is reported."""
+        return self.mode == "observe"
 
     @property
     def kept_layers(self) -> range:

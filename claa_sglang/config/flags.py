@@ -18,6 +18,7 @@ from claa_sglang.config.config import (
     FinishName,
     KeepRate,
     Layer,
+    ModeName,
     PolicyName,
     PoolKernel,
     PromptTokens,
@@ -67,6 +68,10 @@ HELP: dict[str, str] = {
         "a CPU scores in torch (default auto)"
     ),
     "min_prompt_tokens": "prompts shorter than this many tokens run dense: 0 or more (default 1024)",
+    "mode": (
+        "prune, or observe: rank every prompt that could be pruned, say in its report what would be kept, and drop "
+        "nothing (default prune)"
+    ),
     "policy": (
         "auto prunes a prompt only where that is expected to be faster, given what is cached; always prunes every "
         "prompt that can be (default auto)"
@@ -104,6 +109,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     ranker: str | None = None
     scorer: str | None = None
     min_prompt_tokens: int | None = None
+    mode: str | None = None
     policy: str | None = None
     finish: str | None = None
     finish_chunk: int | None = None
@@ -134,6 +140,8 @@ def resolve(
     for name, kind in (("window", Window), ("pool_kernel", PoolKernel), ("min_prompt_tokens", PromptTokens)):
         if (value := getattr(flags, name)) is not None:
             common[name] = _checked(name, value, kind)
+    if flags.mode is not None:
+        common["mode"] = _checked("mode", flags.mode, ModeName)
     if flags.policy is not None:
         common["policy"] = _checked("policy", flags.policy, PolicyName)
     if flags.ranker is not None:

@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     args: SGLang's resolved server arguments. model: its ModelConfig. window: CLAA's observation window in tokens,
     0 when the configuration itself is refused. environ: environment variables. wrong_defaults: what is wrong with the
     options of CLAA in --preferred-sampling-params, None for nothing. decodes_over_kept: whether early layers do, by
-    --claa-decode-dense-layers.
+    --claa-decode-dense-layers. observes: whether the server is one that observes, by --claa-mode.
     """
 
     args: Any
@@ -38,6 +38,7 @@ class Facts(NamedTuple):
     environ: Mapping[str, str]
     wrong_defaults: str | None
     decodes_over_kept: bool
+    observes: bool
 
 
 class Detail(str):
@@ -63,9 +64,10 @@ def violated(
     environ: Mapping[str, str] = os.environ,
     wrong_defaults: str | None = None,
     decodes_over_kept: bool = False,
+    observes: bool = False,
 ) -> list[Rule]:
     """All rules that hold against this start, in the order of the table; empty means CLAA may run. As in `Facts`."""
-    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept)
+    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept, observes)
     found = [(rule, rule.violated(facts)) for rule in RULES]
     return [
         rule._replace(reason=f"{rule.reason}: {answer}") if isinstance(answer, Detail) else rule
@@ -237,6 +239,10 @@ RULES: tuple[Rule, ...] = (
          "follow each other in pages larger than a token",
          "leave out --claa-decode-dense-layers, or use --page-size 1 and --attention-backend "
          f"{{{','.join(attention_backends.WITH_KEPT)}}}"),
+    Rule("observe-ranks", lambda f: f.observes and f.args.tp_size > 1,
+         "ranks of tensor parallelism have scores of their own KV heads, and do not put them together where nothing is "
+         "dropped",
+         "leave out --claa-mode observe, or use --tp-size 1"),
     Rule("kv-dtype", lambda f: _kv_type(f) is KvType.OTHER,
          "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
          "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),

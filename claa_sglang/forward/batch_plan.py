@@ -212,6 +212,34 @@ def plan_decode(
     return BatchPlan(tuple(levels), decode=True, kept=tuple(kept))
 
 
+def plan_observed(
+    states: Sequence[RequestState | None],
+    *,
+    rows: Sequence[int],
+    prefix_lens: Sequence[int],
+    extend_lens: Sequence[int],
+    window: int,
+) -> tuple[Segment, ...]:
+    """Of a prefill batch, the requests that are ranked in it and drop nothing; arguments as for `plan_extend`.
+
+    Those whose prompt ends here and whose last `window` tokens are all among these rows, as their queries rank: a
+    prefix hit of stock's may leave fewer.
+    """
+    found, start = [], 0
+    for i, state in enumerate(states):
+        end, seq_len = start + extend_lens[i], prefix_lens[i] + extend_lens[i]
+        if (
+            state is not None
+            and state.observed
+            and state.progress.kept[0] is None
+            and seq_len == state.plan.prompt_tokens
+            and extend_lens[i] >= window
+        ):
+            found.append(Segment(i, start, end, rows[i], prefix_lens[i], seq_len, state, True))
+        start = end
+    return tuple(found)
+
+
 def late_len(state: RequestState, level: int, seq_len: int) -> int:
     """Length of a pruned request's late row at `level` >= 1 when its stock row has `seq_len` >= prompt_tokens entries:
     the kept prompt tokens, and every generated token."""

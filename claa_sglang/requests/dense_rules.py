@@ -124,8 +124,9 @@ RULES: tuple[DenseRule, ...] = (
 # What turns a request dense later, in the same words: name, reason.
 CAPACITY = "needs {need} early and late KV slots of a pool of {capacity}"
 ABORTED = "aborted before it ran"
+OBSERVED = "observed: nothing was dropped (--claa-mode observe)"
 INVALID = "the request's custom_params are invalid"
-LATER = (("capacity", CAPACITY), ("aborted", ABORTED), ("invalid", INVALID))
+LATER = (("capacity", CAPACITY), ("aborted", ABORTED), ("observed", OBSERVED), ("invalid", INVALID))
 
 _NAMED = tuple(
     (name, re.compile("[^ ]+".join(map(re.escape, re.split(r"\{\w+\}", reason)))))

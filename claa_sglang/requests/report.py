@@ -20,6 +20,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
 
     `policy` is there where the policy chose, and `reason` then has its estimates. `finished_tokens`, of a request that
     went dense, are its first tokens that an earlier pruned request had cached, and that were made dense since.
+    `would_keep`, of a server that observes, is what a prune would have kept.
     cached_tokens: prompt tokens that were in the prefix cache when the request was first scheduled.
     With several prune steps the top-level values are the first step's, and `steps` lists all. With
     `options.return_kept`, `kept` are the kept prompt positions, ascending; that copies them from the device
@@ -35,6 +36,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
             "kept_tokens": plan.prompt_tokens,
             "early_cached_tokens": cached_tokens,
             **({"finished_tokens": state.decision.finished} if state.decision.finished else {}),
+            **({"would_keep": _observed(state)} if state.observed else {}),
         }
     steps = [_step(state, index) for index in range(len(plan.steps))]
     report: Report = {
@@ -86,6 +88,14 @@ def safe_report(state: RequestState | None, cached_tokens: int) -> Report | None
 def _policy(state: RequestState) -> Report:
     """Marks a report whose `reason` has the policy's estimates."""
     return {} if state.decision.why is None else {"policy": "auto"}
+
+
+def _observed(state: RequestState) -> Report | None:
+    """What a prune would have kept; None where the prompt was not ranked: too little of it was computed in one step."""
+    if state.progress.kept[0] is None:
+        return None
+    plan = state.plan
+    return {"ranker": "given" if plan.options.keep is not None else str(plan.ranker), **_step(state, 0)}
 
 
 def _step(state: RequestState, index: int) -> Report:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from claa_sglang.config.budget import kept_count
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.ranking.spec import RankerSpec, parse
+from claa_sglang.requests.dense_rules import OBSERVED
 from claa_sglang.requests.options import RequestOptions
 
 if TYPE_CHECKING:
@@ -120,6 +121,11 @@ class RequestState:
     decision: Decision = field(default_factory=Decision)
 
     @property
+    def observed(self) -> bool:
+        """Whether it takes the stock path, and its prompt is ranked for its report. Its plan has prune steps."""
+        return not self.pruned and bool(self.plan.steps)
+
+    @property
     def pruned(self) -> bool:
         """Whether late layers see only the kept tokens. False means: the stock path, untouched."""
         return self.plan.dense_reason is None
@@ -146,6 +152,12 @@ class RequestState:
             # Positions that a client gives are its own choice of what is kept.
             Decision(is_open=(options.policy or config.policy) == "auto" and options.keep is None),
         )
+
+    @classmethod
+    def observed_request(cls, options: RequestOptions, config: ClaaConfig, prompt_tokens: int) -> RequestState:
+        """State of a request that would be pruned, of a server that observes."""
+        state = cls.pruned_request(options, config, prompt_tokens)
+        return cls(replace(state.plan, dense_reason=OBSERVED, decode_dense_layers=None), state.progress)
 
     @classmethod
     def dense_request(cls, options: RequestOptions, prompt_tokens: int, reason: str) -> RequestState:

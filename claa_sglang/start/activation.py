@@ -82,6 +82,12 @@ def refused(server_args: Any, config: ClaaConfig | None) -> list[str]:
 
     arguments, model = resolved_view(server_args), model_config_of(server_args)
     wrong = wrong_defaults(arguments.preferred_sampling_params)
-    window, over_kept = (0, False) if config is None else (config.window, bool(config.kept_layers))
-    found = refusals.violated(arguments, model, window, wrong_defaults=wrong, decodes_over_kept=over_kept)
+    found = refusals.violated(
+        arguments,
+        model,
+        0 if config is None else config.window,
+        wrong_defaults=wrong,
+        decodes_over_kept=config is not None and bool(config.kept_layers),
+        observes=config is not None and config.observes,
+    )
     return [str(rule) for rule in found]

@@ -74,6 +74,11 @@ WORKS: tuple[Works, ...] = (
         "test_decode_kept.py::test_together_and_retracted",
         "early layers decode over kept tokens; follow-ups compute the answer before them anew",
     ),
+    Works(
+        "`--claa-mode observe`",
+        "test_observe.py::test_answers_are_stock_s_and_the_report_says_what_would_be_kept",
+        "nothing is dropped; one prune, one GPU",
+    ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
         "retraction when memory is short",

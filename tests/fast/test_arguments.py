@@ -31,6 +31,7 @@ FLAGS = {
     "--claa-ranker": ("claa, last-query, fastkv, gemfilter, uniform", "zscore=on|off", "claa:paper", "default claa"),
     "--claa-scorer": ("triton, flashinfer", "torch", "auto", "default auto"),
     "--claa-min-prompt-tokens": ("tokens", "0 or more", "default 1024"),
+    "--claa-mode": ("prune", "observe", "default prune"),
     "--claa-policy": ("auto", "always", "default auto"),
     "--claa-finish": ("idle", "off", "default idle"),
     "--claa-finish-chunk": ("prompt tokens", "1 or more", "default what takes about 10 ms beside launching"),

@@ -174,6 +174,14 @@ def test_the_policy_is_checked() -> None:
         resolve(ClaaFlags(policy="never"), 8)
 
 
+def test_observing_is_of_one_prune() -> None:
+    assert not resolve(ClaaFlags(), 8).observes and resolve(ClaaFlags(mode="observe"), 8).observes
+    with pytest.raises(ConfigError, match="--claa-mode observe: .*second prune.*Give one prune"):
+        resolve(ClaaFlags(mode="observe", schedule="3:0.4,5:0.2"), 8)
+    with pytest.raises(ConfigError, match="--claa-mode 'watch'"):
+        resolve(ClaaFlags(mode="watch"), 8)
+
+
 @pytest.mark.parametrize(("dense", "layers"), [(None, []), (0, [0, 1, 2, 3]), (2, [2, 3]), (3, [3]), (4, []), (99, [])])
 def test_layers_that_decode_over_kept_tokens_end_at_the_first_prune(dense: int | None, layers: list[int]) -> None:
     config = resolve(ClaaFlags(schedule="3:0.4,5:0.2", decode_dense_layers=dense), 8)

@@ -52,6 +52,7 @@ class Case(NamedTuple):
     environ: dict[str, str] = {}
     stated: dict[str, Any] = {}
     over_kept: bool = False
+    observes: bool = False
 
     def __str__(self) -> str:
         detail = {**self.args, **self.stated, **self.environ}
@@ -191,6 +192,7 @@ CASES = (
     Case("fp8-kv", CUDA, model="llama-modelopt"),
     Case("decode-over-kept", {"page_size": 16}, over_kept=True),
     Case("decode-over-kept", CUDA, over_kept=True),
+    Case("observe-ranks", {"tp_size": 2}, observes=True),
     Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
     Case("kv-dtype", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
     Case("kv-dtype", model="llama-int8-kv"),
@@ -272,7 +274,8 @@ def violations(case: Case, path: Path) -> list[str]:
     view = resolved_view(record) if not case.stated else ResolvedView(record, overlay=case.stated)
     wrong = wrong_defaults(view.preferred_sampling_params)
     model = model_config_of(record)
-    return [rule.id for rule in refusals.violated(view, model, WINDOW, case.environ, wrong, case.over_kept)]
+    asked = case.over_kept, case.observes
+    return [rule.id for rule in refusals.violated(view, model, WINDOW, case.environ, wrong, *asked)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from claa_sglang.config.budget import kept_counts
 from claa_sglang.config.config import ClaaConfig, PruneStep
-from claa_sglang.forward.batch_plan import BatchPlan, Segment, late_len, plan_decode, plan_extend
+from claa_sglang.forward.batch_plan import BatchPlan, Segment, late_len, plan_decode, plan_extend, plan_observed
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import Progress, RequestPlan, RequestState
 
@@ -241,3 +242,40 @@ def test_the_dense_part_leaves_pruned_requests_out_and_closes_the_gaps() -> None
         [pruned], rows=[2], prefix_lens=[0], extend_lens=[10], last_chunk=[True], table_stride=8, num_steps=1
     )
     assert alone is not None and alone.dense_part() is None
+
+
+def observed(prompt: int) -> RequestState:
+    state = make_state(prompt, (prompt // 2,))
+    return replace(state, plan=replace(state.plan, dense_reason="observed"))
+
+
+@given(st.data())
+def test_observed_requests_are_ranked_where_their_window_is_all_there(data: st.DataObject) -> None:
+    """Once, in the chunk that ends the prompt, with rows that are the batch's own."""
+    states, prefixes, extends = [], [], []
+    for _ in range(data.draw(st.integers(1, 6))):
+        kind = data.draw(st.sampled_from(["observed", "dense", "none"]))
+        prompt = data.draw(st.integers(WINDOW + 1, 40))
+        prefix = data.draw(st.integers(0, prompt - 1))
+        extend = data.draw(st.integers(1, prompt - prefix + 3))  # beyond the prompt: after a retraction
+        dense = RequestState.dense_request(RequestOptions(), prompt, "short")
+        states.append({"observed": observed(prompt), "dense": dense, "none": None}[kind])
+        prefixes.append(prefix)
+        extends.append(extend)
+    rows = list(range(len(states)))
+    asked = {"rows": rows, "prefix_lens": prefixes, "extend_lens": extends, "window": WINDOW}
+    found = plan_observed(states, **asked)
+    wanted = [
+        i
+        for i, state in enumerate(states)
+        if state is not None
+        and state.observed
+        and prefixes[i] + extends[i] == state.plan.prompt_tokens
+        and extends[i] >= WINDOW
+    ]
+    assert [s.request for s in found] == wanted
+    for s in found:
+        assert (s.start, s.end) == (sum(extends[: s.request]), sum(extends[: s.request + 1]))
+        assert (s.prefix_len, s.seq_len, s.row) == (prefixes[s.request], s.state.plan.prompt_tokens, s.request)
+        s.state.progress.kept[0] = object()
+    assert plan_observed(states, **asked) == ()

@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.patches import ask, attached, openai, report, tokenizer
 from claa_sglang.requests.options import RequestError, RequestOptions
 from claa_sglang.requests.report import CHOSEN, FINISHED, KEY, build_report, safe_report
 from claa_sglang.requests.state import RequestState
-from tests.fast.states import SECOND, STEP, pruned
+from tests.fast.states import CONFIG, SECOND, STEP, pruned
 
 # --- the report ---
 
@@ -44,6 +45,22 @@ def test_report_of_a_dense_request() -> None:
         "kept_tokens": 7,
         "early_cached_tokens": 3,
     }
+
+
+def test_report_of_an_observed_request() -> None:
+    state = RequestState.observed_request(RequestOptions(return_kept=True), CONFIG, 80)
+    assert state.observed and not state.pruned
+    report = build_report(state, cached_tokens=3)
+    assert report["pruned"] is False and report["reason"].startswith("observed: ") and report["would_keep"] is None
+    assert (report["kept_tokens"], report["early_cached_tokens"]) == (80, 3)
+    kept = list(range(60, 80))
+    state.progress.kept[0] = torch.tensor(kept)
+    found = pruned(return_kept=True)
+    would = build_report(found, 0)
+    assert build_report(state, 0)["would_keep"] == {
+        key: would[key] for key in ("ranker", "kept_tokens", "keep_rate", "prune_layer", "score_layers", "kept")
+    }
+    assert "would_keep" not in build_report(RequestState.dense_request(RequestOptions(), 80, "short"), 0)
 
 
 def test_report_of_a_request_after_a_finished_prefix() -> None:
