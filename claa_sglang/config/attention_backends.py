@@ -16,7 +16,8 @@ class AttentionBackend(NamedTuple):
         decode_graphs: whether its late layers decode through captured CUDA graphs.
         plan_waits: whether the host waits for the device when it plans a batch, and once more for each prune.
         pages: whether it was run with pages larger than a token. fp8: with KV rows of fp8 e4m3.
-        kept: whether it was run with early layers that decode over kept tokens.
+        kept: whether it was run with early layers that decode over kept tokens. observe: with requests that are ranked
+            and drop nothing.
     """
 
     name: str
@@ -26,10 +27,13 @@ class AttentionBackend(NamedTuple):
     pages: bool
     fp8: bool
     kept: bool
+    observe: bool = False
 
 
 BACKENDS = (
-    AttentionBackend("torch_native", "cpu", decode_graphs=False, plan_waits=False, pages=True, fp8=False, kept=True),
+    AttentionBackend(
+        "torch_native", "cpu", decode_graphs=False, plan_waits=False, pages=True, fp8=False, kept=True, observe=True
+    ),
     AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=False, kept=False),
     AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True, pages=False, fp8=False, kept=False),
     AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=True, kept=False),
@@ -37,6 +41,7 @@ BACKENDS = (
 NAMES = tuple(backend.name for backend in BACKENDS)
 WITH_PAGES = tuple(backend.name for backend in BACKENDS if backend.pages)
 WITH_KEPT = tuple(backend.name for backend in BACKENDS if backend.kept)
+WITH_OBSERVE = tuple(backend.name for backend in BACKENDS if backend.observe)
 WITH_FP8 = tuple(backend.name for backend in BACKENDS if backend.fp8)
 
 

@@ -239,10 +239,11 @@ RULES: tuple[Rule, ...] = (
          "follow each other in pages larger than a token",
          "leave out --claa-decode-dense-layers, or use --page-size 1 and --attention-backend "
          f"{{{','.join(attention_backends.WITH_KEPT)}}}"),
-    Rule("observe-ranks", lambda f: f.observes and f.args.tp_size > 1,
-         "ranks of tensor parallelism have scores of their own KV heads, and do not put them together where nothing is "
-         "dropped",
-         "leave out --claa-mode observe, or use --tp-size 1"),
+    Rule("observe", lambda f: f.observes and (f.args.tp_size > 1 or _not_run(f, attention_backends.WITH_OBSERVE)),
+         "observing was not run with this attention backend, and ranks of tensor parallelism, which have scores of "
+         "their own KV heads, do not put them together where nothing is dropped",
+         "leave out --claa-mode, or use --tp-size 1 and --attention-backend "
+         f"{{{','.join(attention_backends.WITH_OBSERVE)}}}"),
     Rule("kv-dtype", lambda f: _kv_type(f) is KvType.OTHER,
          "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
          "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),

@@ -77,7 +77,7 @@ WORKS: tuple[Works, ...] = (
     Works(
         "`--claa-mode observe`",
         "test_observe.py::test_answers_are_stock_s_and_the_report_says_what_would_be_kept",
-        "nothing is dropped; one prune, one GPU",
+        "nothing is dropped; one prune, on the CPU engine so far",
     ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
@@ -156,8 +156,8 @@ def markdown() -> str:
         "",
         "## Attention backends",
         "",
-        "| `--attention-backend` | run on | larger pages | fp8 KV | over kept | decode graphs | host waits of a plan |",
-        "|---|---|---|---|---|---|---|",
+        "| `--attention-backend` | run on | larger pages | fp8 KV | over kept | observe | decode graphs | host waits of a plan |",
+        "|---|---|---|---|---|---|---|---|",
         *(_backend(backend) for backend in attention_backends.BACKENDS),
         "",
         "## Refused at start",
@@ -171,7 +171,7 @@ def markdown() -> str:
 
 def _backend(backend: attention_backends.AttentionBackend) -> str:
     waits = "one, and one more for each prune" if backend.plan_waits else "none"
-    has = (backend.pages, backend.fp8, backend.kept, backend.decode_graphs)
+    has = (backend.pages, backend.fp8, backend.kept, backend.observe, backend.decode_graphs)
     run = " | ".join("yes" if one else "no" for one in has)
     return f"| `{backend.name}` | {backend.device} | {run} | {waits} |"
 
