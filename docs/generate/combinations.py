@@ -156,7 +156,8 @@ def markdown() -> str:
         "",
         "## Attention backends",
         "",
-        "| `--attention-backend` | run on | larger pages | fp8 KV | over kept | observe | decode graphs | host waits of a plan |",
+        "| `--attention-backend` | run on | larger pages | fp8 KV | over kept | observe | decode graphs "
+        "| host waits of a plan |",
         "|---|---|---|---|---|---|---|---|",
         *(_backend(backend) for backend in attention_backends.BACKENDS),
         "",
