@@ -12,14 +12,14 @@ question = {"role": "user", "content": f"{document}\n\nWho is this about?"}
 ASKED = {"policy": "always", "keep_rate": 0.3}  # leave them out, and the server decides
 
 answer = client.chat.completions.create(
-    model="default", messages=[question], max_tokens=32, extra_body={"custom_params": {"claa": ASKED}}
+    model="default", messages=[question], max_tokens=32, temperature=0, extra_body={"custom_params": {"claa": ASKED}}
 )
 report = answer.model_dump()["metadata"]["claa"]
 print(f"pruned: {answer.choices[0].message.content!r}")
 print(f"kept {report['kept_tokens']} of {report['prompt_tokens']} prompt tokens")
 
 stream = client.chat.completions.create(
-    model="default", messages=[question], max_tokens=32, stream=True,
+    model="default", messages=[question], max_tokens=32, temperature=0, stream=True,
     extra_body={"custom_params": {"claa": {"enabled": False}}},
 )  # fmt: skip
 print("dense, streamed: ", end="")

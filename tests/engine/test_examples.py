@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tiny_model import build_with_tokenizer
 from claa_sglang.tools.cpu_env import cpu_environment
 from tests.conftest import ROOT
 from tests.engine_server import QUICKER, Server
@@ -32,7 +33,7 @@ def test_openai_client(routes_server: Server) -> None:
     said = run("openai_client.py", routes_server.url)
     kept, tokens = map(int, re.findall(r"kept (\d+) of (\d+) prompt tokens", said)[0])
     assert kept == int(KEEP_RATE * tokens) and tokens > 1000
-    assert re.search(r"dense, streamed: .+\ndisabled by request", said)
+    assert re.search(r"dense, streamed: .+\ndisabled by request\n$", said, re.DOTALL)
 
 
 def test_frontend(routes_server: Server) -> None:
@@ -48,8 +49,8 @@ def test_rag(routes_server: Server) -> None:
     assert cached[2] > 0.9 * prompt[2] > 100 > max(cached[1], 0)
 
 
-def test_offline_batch(small_model_path: Path) -> None:
-    said = run("offline_batch.py", str(small_model_path), OMP_NUM_THREADS="2")
+def test_offline_batch(small_model_path: Path, tmp_path: Path) -> None:
+    said = run("offline_batch.py", str(build_with_tokenizer(tmp_path, small_model_path)))
     pairs = [tuple(map(int, pair)) for pair in re.findall(r"kept (\d+) of (\d+): ", said)]
     assert len(pairs) == 2 and all(0 < kept < tokens / 2 for kept, tokens in pairs)
 
