@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import byte_tokenizer, tiny_models
+from tests import byte_tokenizer, in_flight, tiny_models
 from tests.answers import ONE_THREAD, STRICT, Answer, Ask, check
 from tests.engine.conftest import CLAA_FLAGS
 from tests.engine_server import Server, server
@@ -89,6 +89,26 @@ def test_a_disconnect(served: Server, llama_reference: ReferenceModel, stream: b
     wait_for(lambda: held(served) == 0, "every late slot is back")
     # It was ended, and did not run to its end.
     assert sum(not batch.prefill for batch in batches(served, mark)) < ENDLESS // 2
+    check_after(served, llama_reference, asked.prompt)
+
+
+def test_who_is_answered_too_soon_is_caught_again(
+    served: Server, llama_reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice a companion has ended before the others are there, as when this process gets no core for seconds."""
+    made, companion = [], in_flight.companion
+    asked = target("in the queue", seed=216, new=20)
+
+    def short_at_first(index: int, new: int) -> Ask:
+        made.append(index)
+        return companion(index, 2 if len(made) < 3 else new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(in_flight, "companion", short_at_first)
+        beside, sent = catch(served, "in the queue", asked)
+    assert made[:2] == [0, 0] and made[-2:] == [0, 1]
+    for one, its in [*beside, (asked, sent)]:
+        check_whole(llama_reference, one, its)
     check_after(served, llama_reference, asked.prompt)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from benchmarks.quality.endpoints import UrlEndpoint, request_body
+from tests.http_server import Quiet, serving
 
 
 @contextmanager
@@ -23,7 +22,7 @@ def counting(info: dict[str, Any], hang_up_every: int = 0) -> Iterator[tuple[str
     """
     seen: list[tuple[int, ...]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def _answer(self, value: Any) -> None:
             body = json.dumps(value).encode()
             self.send_response(200)
@@ -42,18 +41,8 @@ def counting(info: dict[str, Any], hang_up_every: int = 0) -> Iterator[tuple[str
                 return
             self._answer({"text": "7", "meta_info": {}})
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url, seen
 
 
 def info(window: int = 8) -> dict[str, Any]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from claa_sglang.tools.streaming import StreamFailed, timed
+from tests.http_server import Quiet, serving
 
 BEFORE, BETWEEN = 0.03, 0.2  # seconds
 
@@ -21,7 +20,7 @@ BEFORE, BETWEEN = 0.03, 0.2  # seconds
 def streaming(*events: Any, status: int = 200) -> Iterator[str]:
     """A server that waits, sends the first event, waits longer, and sends the others."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             time.sleep(BEFORE)
@@ -36,18 +35,8 @@ def streaming(*events: Any, status: int = 200) -> Iterator[str]:
                 self.wfile.flush()
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def test_the_clock_stops_at_the_first_token() -> None:

@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests import http_server
 
 VOCABULARY = 300
 KEEP_RATE = 0.25
@@ -149,7 +150,7 @@ def _tokens(prompt: list[Any], rate: float) -> list[int]:
 def serving(fake: Fake) -> Iterator[str]:
     """Serve it; yields the URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(http_server.Quiet):
         def _answer(self, status: int, value: Any, stream: bool = False) -> None:
             text = value if isinstance(value, str) else json.dumps(value)
             body = (f"data: {text}\n\ndata: [DONE]\n\n" if stream else text).encode()
@@ -176,18 +177,5 @@ def serving(fake: Fake) -> Iterator[str]:
                 status, found = fake.generate(body)
                 self._answer(status, found, bool(body.get("stream")) and status == 200)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 32
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http_server.serving(Handler) as url:
+        yield url
