@@ -1,6 +1,7 @@
 """Every attention backend: the same answers as dense, decode graphs as eager, no host wait that dense lacks.
 
-    python -m benchmarks.backends [--backends fa3 …] [--answers-only] [--schedule 15:0.4,23:0.15] [--out FILE]
+    python -m benchmarks.backends [--backends fa3 …] [--answers-only] [--schedule 15:0.4,23:0.15]
+        [--decode-dense-layers 4] [--observe] [--out FILE]
     python -m benchmarks.backends --backends fa3:64 fa3+flashinfer triton:1:fp8_e4m3
 
 A backend is named with its page size and KV type where they are not the defaults: `triton:64:fp8_e4m3`. Two that are
@@ -15,6 +16,8 @@ With SmolLM2's weights (checks/answers.py):
   the largest between two backends of the same KV type, both dense: SGLang's own noise.
 - *graphs*: prompts at a low keep rate, decoded by graphs in fours and eagerly in eights, and mixed with dense ones.
   Two ways may choose different tokens only where the first two choices are closer than that noise can move them.
+
+- *observe*: with `--observe`, a server that observes gives the dense answers and would keep what a prune keeps.
 
 With a larger shape and random weights, on a GPU, one backend after the other (checks/prefill.py):
 
@@ -62,9 +65,10 @@ def main() -> int:
     gpu = enter_device()
     args.backends = args.backends or [Way.read(name) for name in (GPU_BACKENDS if gpu else CPU_BACKENDS)]
     model = str(args.model or small_model.prepare(ROOT / small_model.DEFAULT_DIR))
+    pruning = {"claa_schedule": args.schedule, "claa_decode_dense_layers": args.decode_dense_layers}
     with tempfile.TemporaryDirectory() as home:
         shape = str(shapes.write(args.shape, Path(home))) if gpu and not args.answers_only else None
-        results = run_all(args.backends, model, shape, args.schedule)
+        results = run_all(args.backends, model, shape, pruning, args.observe)
     limits = noise(results)
     failures = verdict(results, limits, steps=len(args.schedule.split(",")) if args.schedule else 1)
     print_tables(results)
@@ -82,7 +86,11 @@ def parse_args() -> argparse.Namespace:
         "--backends", nargs="+", type=Way.read, metavar="NAME[+NAME][:PAGE[:KV TYPE]]", help="default: all"
     )
     parser.add_argument("--answers-only", action="store_true", help="trace nothing; as on the CPU engine")
+    parser.add_argument("--observe", action="store_true", help="start a server that observes as well, one for each")
     parser.add_argument("--schedule", help="prune steps, as --claa-schedule reads them; default: one step")
+    parser.add_argument(
+        "--decode-dense-layers", type=int, metavar="M", help="as --claa-decode-dense-layers reads it; default: all"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "backends.json")
     return parser.parse_args()
 
@@ -120,7 +128,9 @@ class Way(NamedTuple):
         return found | ({"page_size": self.page} if self.page else {}) | {"kv_cache_dtype": self.kv}
 
 
-def run_all(backends: list[Way], model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
+def run_all(
+    backends: list[Way], model: str, shape: str | None, pruning: dict[str, Any], observe: bool
+) -> dict[str, Any]:
     """Results by backend; of one that failed, or whose process died, `error`."""
     context, results = multiprocessing.get_context("spawn"), {}
     alone = context.Lock()
@@ -130,7 +140,9 @@ def run_all(backends: list[Way], model: str, shape: str | None, schedule: str | 
             stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_share, initargs=(alone,)))
             for _ in backends
         ]
-        started = [pool.submit(measure, way, model, shape, schedule) for pool, way in zip(pools, backends, strict=True)]
+        started = [
+            pool.submit(measure, way, model, shape, pruning, observe) for pool, way in zip(pools, backends, strict=True)
+        ]
         for way, work in zip(backends, started, strict=True):
             try:
                 results[str(way)] = work.result()
@@ -148,23 +160,30 @@ def _share(alone: Lock) -> None:
     _alone = alone
 
 
-def measure(way: Way, model: str, shape: str | None, schedule: str | None) -> dict[str, Any]:
-    """Everything of one backend. shape: None for no trace."""
+def measure(way: Way, model: str, shape: str | None, pruning: dict[str, Any], observe: bool = False) -> dict[str, Any]:
+    """Everything of one backend. shape: None for no trace. pruning: options of every engine. observe: start one that
+    observes as well."""
     name, own = str(way), CPU_ENGINE if way.prefill in CPU_BACKENDS else {}
-    with engine_of(way, schedule, {"model_path": model, **answers.OPTIONS, **own}) as engine:
+    with engine_of(way, pruning, {"model_path": model, **answers.OPTIONS, **own}) as engine:
+        plain = answers.ranked(engine, observes=False) if observe else []
         found: dict[str, Any] = {"keep 1": answers.keep_one(engine), "graphs": answers.decoding(engine)}
         difference = answers.largest(found["keep 1"]["dense"], found["keep 1"]["keep 1"])
         say(name, f"keep 1 - dense: {difference:.2g}; equal tokens: {found['keep 1']['tokens']}")
-        for way, apart in found["graphs"].items():
-            say(name, f"{way}: {apart}")
+        for kind, apart in found["graphs"].items():
+            say(name, f"{kind}: {apart}")
         # The first engine of a machine compiles the kernels.
         found["startup seconds, first engine"] = engine.get_server_info()["claa"]["startup_parts"]
         found["KV type"] = way.kv
         found["late slots held"] = engine.get_server_info()["claa"]["late_slots"]["held"]
+    if observe:
+        options = {"model_path": model, **answers.OPTIONS, **own}
+        with engine_of(way, {**pruning, "claa_mode": "observe"}, options) as engine:
+            found["observe"] = answers.observing(plain, answers.ranked(engine, observes=True))
+        say(name, f"observe: {found['observe']}")
     found["prefill"] = {}
     if shape is None:
         return found
-    with engine_of(way, schedule, {"model_path": shape, **shapes.RANDOM_WEIGHTS, **prefill.OPTIONS}) as engine, _alone:
+    with engine_of(way, pruning, {"model_path": shape, **shapes.RANDOM_WEIGHTS, **prefill.OPTIONS}) as engine, _alone:
         for length in prefill.LENGTHS:
             found["prefill"][str(length)] = prefill.measure(engine, length)
             for kind, seen in found["prefill"][str(length)].items():
@@ -174,9 +193,9 @@ def measure(way: Way, model: str, shape: str | None, schedule: str | None) -> di
 
 
 @contextlib.contextmanager
-def engine_of(way: Way, schedule: str | None, options: dict[str, Any]) -> Any:
+def engine_of(way: Way, pruning: dict[str, Any], options: dict[str, Any]) -> Any:
     """An engine with this attention backend, shut down at the end."""
-    own = {"claa_schedule": schedule, "random_seed": 1, "log_level": "warning", **way.options()}
+    own = {**pruning, "random_seed": 1, "log_level": "warning", **way.options()}
     with running({**options, **own}) as (engine, seconds):
         say(str(way), f"started in {seconds:.0f} s")
         yield engine
@@ -210,6 +229,8 @@ def verdict(results: dict[str, Any], limits: dict[str, float], steps: int = 1) -
             continue
         if (limit := limits.get(found["KV type"])) is not None:
             failures += [f"{name}: {text}" for text in beyond(found, limit)]
+        if observed := found.get("observe"):
+            failures += [f"{name}: {text}" for text in unlike(observed)]
         if found["late slots held"]:
             failures.append(f"{name}: {found['late slots held']} late slots held at the end")
         for length, kinds in found["prefill"].items():
@@ -231,6 +252,16 @@ def beyond(found: dict[str, Any], limit: float) -> list[str]:
         gaps = [gap for gap in apart["gap"] if gap is not None]
         if max(gaps, default=0) > 2 * limit:
             failures.append(f"{way}: another token, where the first choice leads by {max(gaps):.2g}")
+    return failures
+
+
+def unlike(observed: dict[str, list[Any]]) -> list[str]:
+    """What of a server that observes is not stock's answer, or not the pruned server's ranking."""
+    failures = []
+    if min(observed["equal"]) < answers.DECODED or max(observed["difference"]):
+        failures.append(f"observing answers differ: {observed['equal']} tokens equal, by {observed['difference']}")
+    if min(observed["kept by both"]) < 1:
+        failures.append(f"observing would keep other tokens: {observed['kept by both']} are the same")
     return failures
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from claa_sglang.tasks.sources import sentences
 
@@ -79,6 +79,50 @@ def largest(left: Table, right: Table) -> float:
     """Largest absolute difference of two tables of log probabilities."""
     rows = zip(left, right, strict=True)
     return max(abs(a - b) for x, y in rows for a, b in zip(x, y, strict=True))
+
+
+# --- observing ----------------------------------------------------------------------------------------------------
+
+
+def ranked(engine: Any, observes: bool) -> list[Seen]:
+    """Each prompt's dense answer, and what a prune at keep rate 0.2 keeps of it, or would keep where a server observes.
+
+    A server that observes is asked once, another one dense and pruned. Its prefix cache is empty before each request.
+    """
+    found, pruned = [], {"keep_rate": 0.2, "return_kept": True}
+    for prompt in prompts(engine.tokenizer_manager.tokenizer, LENGTHS):
+        answered = [_alone(engine, prompt, claa) for claa in ([pruned] if observes else [DENSE, pruned])]
+        report = answered[-1]["meta_info"]["claa"]
+        kept = ((report["would_keep"] or {}) if observes else report).get("kept")
+        logprobs = [value for value, *_ in answered[0]["meta_info"]["output_token_logprobs"]]
+        found.append(Seen(answered[0]["output_ids"], logprobs, kept))
+    return found
+
+
+class Seen(NamedTuple):
+    """A dense answer: token ids, their log probabilities; and prompt positions that a prune keeps, None if unknown."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    kept: list[int] | None
+
+
+def observing(plain: list[Seen], observed: list[Seen]) -> dict[str, Any]:
+    """How a server that observes differs, per prompt: equal tokens, the largest difference of a log probability among
+    those, and the share of the kept tokens that it would keep."""
+    found: dict[str, Any] = {"equal": [], "difference": [], "kept by both": []}
+    for a, b in zip(plain, observed, strict=True):
+        equal = next((i for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=True)) if x != y), len(a.tokens))
+        pairs = list(zip(a.logprobs, b.logprobs, strict=True))[:equal]
+        found["equal"].append(equal)
+        found["difference"].append(max((abs(x - y) for x, y in pairs), default=None))
+        found["kept by both"].append(len(set(a.kept or ()) & set(b.kept or ())) / max(1, len(a.kept or ())))
+    return found
+
+
+def _alone(engine: Any, prompt: list[int], claa: dict[str, Any]) -> dict[str, Any]:
+    engine.flush_cache()
+    return engine.generate(input_ids=prompt, sampling_params=params(DECODED, claa), return_logprob=True)
 
 
 # --- decode graphs ------------------------------------------------------------------------------------------------

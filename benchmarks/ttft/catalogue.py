@@ -24,6 +24,11 @@ class Scenario(NamedTuple):
     long: bool = False
 
 
+def decode_lengths(settings: Settings) -> list[int]:
+    """Those of which a batch has room."""
+    return [tokens for tokens in settings.decode_lengths if settings.batches(tokens)]
+
+
 # In the order in which they run: what matters most comes first, where a run may be cut short.
 SCENARIOS: dict[str, Scenario] = {
     "cold": Scenario(("stock", "claa", "early", "late", "one"), lambda s: s.lengths, scenarios.cold),
@@ -33,7 +38,7 @@ SCENARIOS: dict[str, Scenario] = {
     "burst": Scenario(("stock", "claa"), lambda s: s.burst_lengths, scenarios.burst),
     "mixed": Scenario(("stock", "claa"), lambda s: s.mixed_lengths, scenarios.mixed),
     "growing-chat": Scenario(("stock", "claa"), lambda s: [s.chat.last], scenarios.growing_chat),
-    "decode": Scenario(("stock", "claa"), lambda s: s.decode_lengths, scenarios.decode),
+    "decode": Scenario(("stock", "claa"), decode_lengths, scenarios.decode),
     "after-pause": Scenario(("stock", "claa"), lambda s: s.pause_lengths, pauses.after_pause, True),
     "arrivals": Scenario(("claa",), lambda s: [s.rate_tokens], pauses.arrivals, True, True),
     "pasting-chat": Scenario(("stock", "claa"), lambda s: [s.chat.last], pauses.pasting_chat, True, True),

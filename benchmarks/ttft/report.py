@@ -100,7 +100,9 @@ def _row(record: Record, series: Series) -> Row:
         row.plain_sum = statistics.median(sums) if sums else None
     if series.scenario == "decode":
         depth = Depth(record.shape["num_hidden_layers"], record.prune_layer)
-        batch = record.settings["decode_batch"]
+        if rate is not None and series.variant == variants.over_kept(rate):
+            depth = depth._replace(prune_layer=record.settings["decode_dense_layers"] - 1)
+        batch = variants.batch_of(series.quantity) or record.settings["decode_batch"]  # as earlier files have it
         row.step_bytes = step_bytes(
             record.shape,
             record.itemsize,
@@ -259,6 +261,7 @@ def _times(scenario: str, lines: list[Row]) -> Table:
 def _steps(lines: list[Row]) -> Table:
     table = Table(
         "tokens",
+        "batch",
         "who",
         "GB read per step",
         "TB/s",
@@ -270,9 +273,9 @@ def _steps(lines: list[Row]) -> Table:
         if line.step_bytes:
             share = "" if line.bandwidth_share is None else f"{line.bandwidth_share:.0%}"
             speed = line.step_bytes / line.value.median
-            table.add_row(
-                f"{line.tokens:,}", line.variant, f"{line.step_bytes / 1e9:.2f}", f"{speed / 1e12:.3f}", share
-            )
+            batch = variants.batch_of(line.quantity)  # earlier files have theirs among the settings
+            size, speed_text = f"{line.step_bytes / 1e9:.2f}", f"{speed / 1e12:.3f}"
+            table.add_row(f"{line.tokens:,}", str(batch or ""), line.variant, size, speed_text, share)
     return table
 
 

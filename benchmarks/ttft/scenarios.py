@@ -171,20 +171,30 @@ def mixed(lab: Lab, tokens: int) -> Samples:
 
 
 def decode(lab: Lab, tokens: int) -> Samples:
-    """Time per output token of a batch, all of it decoding. Its prompts are the same in every round, and cached.
+    """Time per output token of each batch, all of it decoding. Its prompts are the same in every round, and cached.
 
-    They stay pruned where the server finishes prefixes, for scenarios with pauses in the same run.
+    They stay pruned where the server finishes prefixes, for scenarios with pauses in the same run. A server of
+    `decode_dense_layers` is asked both ways.
     """
-    prompts = [lab.prompt(tokens, f"decode {tokens} {index}") for index in range(lab.settings.decode_batch)]
+    samples: Samples = {}
+    for batch in lab.settings.batches(tokens):
+        prompts = [lab.prompt(tokens, f"decode {tokens} {index}") for index in range(batch)]
 
-    def ask(engine: EngineProcess, claa: Options) -> dict[str, float]:
-        claa = claa and {**claa, "finish": False}
-        answers = engine.run(*(Request(input_ids=p, new_tokens=DECODE_TOKENS, claa=claa) for p in prompts))
-        for answer in answers:
-            check(answer, claa, cached=None)
-        return {PER_TOKEN: per_token(answers)}
+        def ask(engine: EngineProcess, claa: Options, prompts: list[list[int]] = prompts) -> dict[str, float]:
+            claa = claa and {**claa, "finish": False}
+            answers = engine.run(*(Request(input_ids=p, new_tokens=DECODE_TOKENS, claa=claa) for p in prompts))
+            for answer in answers:
+                check(answer, claa, cached=None)
+            return {variants.per_token(len(prompts)): per_token(answers)}
 
-    return lab.round(lab.stock_and_pruned(ask), flush=False)
+        turns = lab.stock_and_pruned(ask)
+        if (layers := lab.settings.decode_dense_layers) >= 0:
+            turns = [turn._replace(claa=turn.claa and {**turn.claa, **variants.OVER_ALL}) for turn in turns]
+            rates = lab.settings.keep_rates
+            over_kept = [options(rate) | {"decode_dense_layers": layers} for rate in rates]
+            turns += [Turn(variants.over_kept(r), "claa", ask, claa) for r, claa in zip(rates, over_kept, strict=True)]
+        samples |= lab.round(turns, flush=False)
+    return samples
 
 
 def burst(lab: Lab, tokens: int) -> Samples:

@@ -33,7 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_rates: list[float]
     chunks: list[int]
     concurrency: list[int]
-    decode_batch: int
+    decode_batches: list[int]
+    decode_room: int
     rounds: int
     warm_rounds: int
     long_rounds: int
@@ -50,6 +51,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str = ""
     page_size: int = 0
     kv_cache_dtype: str = ""
+    decode_dense_layers: int = -1
+
+    def batches(self, tokens: int) -> list[int]:
+        """Batches of prompts of `tokens` that scenario decode takes."""
+        return [batch for batch in self.decode_batches if not self.decode_room or batch * tokens <= self.decode_room]
 
 
 # Options of every engine, as SGLang names them; what is empty is left to SGLang.
@@ -65,7 +71,8 @@ HELP: dict[str, str] = {
     "keep_rates": "of pruned requests",
     "chunks": "prefill chunks in tokens; each takes engines of its own",
     "concurrency": "requests that arrive together, scenario burst",
-    "decode_batch": "requests, scenario decode",
+    "decode_batches": "requests that decode together, scenario decode",
+    "decode_room": "prompt tokens of a batch, at most, scenario decode: wider ones are left out; 0 for any",
     "rounds": "timed rounds",
     "warm_rounds": "rounds before them",
     "long_rounds": "rounds of arrivals, chats with pauses and users, with none before them",
@@ -82,6 +89,7 @@ HELP: dict[str, str] = {
     "attention_backend": "of every engine; SGLang's choice if not given",
     "page_size": "tokens of a page, in every engine; SGLang's choice if not given",
     "kv_cache_dtype": "of every engine; the model's if not given",
+    "decode_dense_layers": "first layers in which generated tokens read the whole prompt; -1 for all, as by default",
 }
 
 # What runs when nothing is said: on a GPU what the targets name, on the CPU engine what takes minutes.
@@ -96,7 +104,8 @@ GPU_DEFAULTS = Settings(
     keep_rates=[0.2],
     chunks=[8192],
     concurrency=[8],
-    decode_batch=8,
+    decode_batches=[8],
+    decode_room=0,
     rounds=5,
     warm_rounds=1,
     long_rounds=1,
@@ -121,7 +130,8 @@ CPU_DEFAULTS = Settings(
     keep_rates=[0.2],
     chunks=[2048],
     concurrency=[3],
-    decode_batch=3,
+    decode_batches=[3],
+    decode_room=0,
     rounds=5,
     warm_rounds=1,
     long_rounds=1,

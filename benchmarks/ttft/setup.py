@@ -109,6 +109,8 @@ def engine_options(
         if name == "claa":
             options[name] |= {"enable_claa": True, "claa_profile": "none", "claa_prune_layer": model.prune_layer}
             # Elsewhere a prefix that was finished between two requests would be another thing to measure.
+            if settings.decode_dense_layers >= 0:
+                options[name]["claa_decode_dense_layers"] = settings.decode_dense_layers
             options[name]["claa_finish"] = "idle" if any(need.finished for need in demands) else "off"
         if changed := {**overrides.get(name, {}), **more}:
             options[name]["json_model_override_args"] = json.dumps(changed)
@@ -138,13 +140,12 @@ class Demand(NamedTuple):
 
 def demand(settings: Settings, scenario: str) -> Demand:
     """What `scenario` takes. Raises KeyError for a name that is none."""
-    prefix, burst, decoded = (
-        max(n) for n in (settings.prefix_lengths, settings.burst_lengths, settings.decode_lengths)
-    )
+    prefix, burst = max(settings.prefix_lengths), max(settings.burst_lengths)
     cold, mixed, chat = max(settings.lengths), max(settings.mixed_lengths), settings.chat
     second = prefix + TURN_ANSWER + QUESTION
     paused, user = max(settings.pause_lengths), max(settings.users_lengths)
     shared = user + pauses.QUESTIONS * (TURN_ANSWER + QUESTION)
+    decoding = [(b, n) for n in settings.decode_lengths for b in settings.batches(n)] or [(0, 0)]
     return {
         "cold": Demand(cold, cold, cold),
         "dense": Demand(max(settings.dense_lengths), max(settings.dense_lengths) + DENSE_TOKENS),
@@ -153,7 +154,7 @@ def demand(settings: Settings, scenario: str) -> Demand:
         "burst": Demand(burst, burst * max(settings.concurrency)),
         "mixed": Demand(mixed, mixed + MIXED_SHORTS * SHORT),
         "growing-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER),
-        "decode": Demand(decoded, settings.decode_batch * (decoded + 2 * DECODE_TOKENS)),
+        "decode": Demand(max(length for _, length in decoding), max(b * (n + 2 * DECODE_TOKENS) for b, n in decoding)),
         "after-pause": Demand(paused + TURN_ANSWER + QUESTION, paused + TURN_ANSWER + QUESTION, finished=paused),
         "thinking-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER, finished=chat.last),
         "pasting-chat": Demand(chat.last, chat.last + chat.turns * CHAT_ANSWER, finished=chat.last),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from benchmarks.ttft import variants
-from benchmarks.ttft.variants import PER_TOKEN, TTFT, auto, keep
+from benchmarks.ttft.variants import PER_TOKEN, TTFT, auto, keep, over_kept, per_token
 
 SHAPE = "llama-3.1-8b"
 OF_STOCK, OF_BOUND, SECONDS = "of stock", "of bound", "seconds more than stock"
@@ -54,6 +54,10 @@ TARGETS = (
     Target("growing-chat", 32_768, variants.SUM_TTFT, AUTO, OF_STOCK, 1.02),
     Target("decode", 32_768, PER_TOKEN, PRUNED, OF_STOCK, 0.85),
     Target("decode", 65_536, PER_TOKEN, PRUNED, OF_STOCK, 0.75),
+    Target("decode", 32_768, per_token(8), PRUNED, OF_STOCK, 0.85),
+    Target("decode", 65_536, per_token(8), PRUNED, OF_STOCK, 0.75),
+    Target("decode", 32_768, per_token(8), over_kept(0.2), OF_STOCK, 0.60),
+    Target("decode", 131_072, per_token(8), over_kept(0.2), OF_STOCK, 0.45),
     Target("burst", 16_384, variants.total(8), PRUNED, OF_STOCK, 0.62),
     Target("startup", None, variants.START, variants.CLAA, SECONDS, OWN_STARTUP),
 )

@@ -16,6 +16,8 @@ FIRST_TTFT, LATER_TTFT, MEAN_TTFT = "TTFT of first questions", "TTFT of later qu
 MEDIAN_TTFT, WORST_TTFT = "TTFT, median", "TTFT, longest"
 FINISHED = "turns over a finished prefix"
 COUNTS = (PRUNED_TURNS, FINISHED)  # quantities that are no seconds
+# More options of a request to a server whose generated tokens read what was kept: this one's read the whole prompt.
+OVER_ALL = {"decode_dense_layers": 4096}
 
 
 def keep(rate: float) -> str:
@@ -31,6 +33,22 @@ def auto(rate: float) -> str:
 def unfinished(rate: float) -> str:
     """As `keep`, and what it leaves stays pruned (`finish` false)."""
     return f"keep {rate:g}, unfinished"
+
+
+def over_kept(rate: float) -> str:
+    """As `keep`, and generated tokens read what was kept in early layers too."""
+    return f"keep {rate:g}, decoding over kept"
+
+
+def per_token(batch: int) -> str:
+    """Quantity: time per output token of `batch` requests that decode together."""
+    return f"{PER_TOKEN}, batch of {batch}"
+
+
+def batch_of(quantity: str) -> int | None:
+    """The batch that `per_token` named; None in the name of anything else."""
+    head, _, count = quantity.partition(f"{PER_TOKEN}, batch of ")
+    return int(count) if count and not head else None
 
 
 def late(rate: float) -> str:

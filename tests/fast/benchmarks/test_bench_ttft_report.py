@@ -110,23 +110,46 @@ def test_targets_are_those_of_one_shape() -> None:
 
 
 def test_every_target_can_be_reached_by_a_default_run_or_is_named_so() -> None:
+    own_runs = [("decode", 65_536), ("decode", 131_072)]  # they need room that a default run does not have
     for target in targets.TARGETS:
-        if target.scenario != "startup" and target.tokens not in (
-            None,
-            65_536,
-        ):  # decoding at 64K needs a run of its own
+        if target.scenario != "startup" and target.tokens and (target.scenario, target.tokens) not in own_runs:
             assert target.tokens in catalogue.SCENARIOS[target.scenario].points(GPU_DEFAULTS)
 
 
 def test_decoding_reports_its_share_of_the_bandwidth() -> None:
     made = record()
-    fill(made, "decode", 65_536, PER_TOKEN, stock=[0.0250, 0.0251], pruned=[0.0150, 0.0151])
+    fill(made, "decode", 65_536, variants.per_token(8), stock=[0.0250, 0.0251], pruned=[0.0150, 0.0151])
     stock, pruned = row(made, STOCK), row(made, PRUNED)
     assert stock.bandwidth_share == pytest.approx(stock.step_bytes / 0.02505 / 4e12)
     assert pruned.step_bytes == pytest.approx(15.0e9 + 0.6 * (stock.step_bytes - 15.0e9), rel=0.01)
+    fill(made, "decode", 65_536, variants.per_token(4), stock=[0.0150])
+    half = report.rows(made)[-1]
+    assert half.step_bytes and half.step_bytes - 15.0e9 == pytest.approx((stock.step_bytes - 15.0e9) / 2, rel=0.01)
+    made.series.pop()
     assert row(msgspec.structs.replace(made, bandwidth=None), STOCK).bandwidth_share is None
     two = msgspec.structs.replace(made, settings={**made.settings, "tp_size": 2})
     assert row(two, STOCK).bandwidth_share == pytest.approx(stock.bandwidth_share / 2)  # each rank reads its part
+
+
+def test_early_layers_that_decode_over_kept_tokens_read_less() -> None:
+    made = record()
+    made.settings["decode_dense_layers"] = 4
+    fill(made, "decode", 131_072, variants.per_token(8), stock=[0.040], pruned=[0.026])
+    key = {"scenario": "decode", "tokens": 131_072, "chunk": 8192}
+    made.add(key, {(variants.per_token(8), variants.over_kept(0.2)): 0.017})
+    stock, pruned, over_kept = (row(made, name) for name in (STOCK, PRUNED, variants.over_kept(0.2)))
+    weights = 15.0e9
+    shares = [(one.step_bytes - weights) / (stock.step_bytes - weights) for one in (pruned, over_kept)]
+    assert shares == pytest.approx([(16 + 0.2 * 16) / 32, (4 + 0.2 * 28) / 32], rel=0.01)
+    assert over_kept.verdicts == {targets.OF_STOCK: ("at most 0.45", True)}
+
+
+def test_files_of_one_batch_are_read_as_ever() -> None:
+    made = record()
+    made.settings["decode_batch"] = 8
+    fill(made, "decode", 65_536, PER_TOKEN, stock=[0.0250], pruned=[0.0150])
+    assert row(made, PRUNED).verdicts == {targets.OF_STOCK: ("at most 0.75", True)}
+    assert row(made, STOCK).step_bytes == pytest.approx(83.5e9 + 8 * 64.5 * 131_072, rel=0.01)
 
 
 def test_the_table_has_every_claim() -> None:
