@@ -34,9 +34,9 @@ BACKENDS = (
     AttentionBackend(
         "torch_native", "cpu", decode_graphs=False, plan_waits=False, pages=True, fp8=False, kept=True, observe=True
     ),
-    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=False, kept=False),
+    AttentionBackend("fa3", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=False, kept=True),
     AttentionBackend("flashinfer", "cuda", decode_graphs=True, plan_waits=True, pages=False, fp8=False, kept=False),
-    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=True, kept=False),
+    AttentionBackend("triton", "cuda", decode_graphs=True, plan_waits=False, pages=True, fp8=True, kept=True),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 WITH_PAGES = tuple(backend.name for backend in BACKENDS if backend.pages)

@@ -191,7 +191,7 @@ CASES = (
     Case("fp8-kv", {**CUDA, "kv_cache_dtype": "fp8_e4m3"}),
     Case("fp8-kv", CUDA, model="llama-modelopt"),
     Case("decode-over-kept", {"page_size": 16}, over_kept=True),
-    Case("decode-over-kept", CUDA, over_kept=True),
+    Case("decode-over-kept", {**CUDA, "attention_backend": "flashinfer"}, over_kept=True),
     Case("observe", {"tp_size": 2}, observes=True),
     Case("observe", CUDA, observes=True),
     Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
