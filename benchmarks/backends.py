@@ -34,8 +34,10 @@ import json
 import multiprocessing
 import sys
 import tempfile
+import threading
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
@@ -58,6 +60,8 @@ CPU_ENGINE = {**CPU_OPTIONS, "dtype": "float32"}
 OWN_SHARE = 0.01  # of TTFT, at most
 AUTO = "auto"  # the KV type of the model
 
+Results = dict[str, dict[str, Any]]  # by backend
+
 
 def main() -> int:
     """Run, print, write; the exit status is 1 when something is not as it must be."""
@@ -65,14 +69,11 @@ def main() -> int:
     gpu = enter_device()
     args.backends = args.backends or [Way.read(name) for name in (GPU_BACKENDS if gpu else CPU_BACKENDS)]
     model = str(args.model or small_model.prepare(ROOT / small_model.DEFAULT_DIR))
-    pruning = {"claa_schedule": args.schedule, "claa_decode_dense_layers": args.decode_dense_layers}
     with tempfile.TemporaryDirectory() as home:
         shape = str(shapes.write(args.shape, Path(home))) if gpu and not args.answers_only else None
-        results = run_all(args.backends, model, shape, pruning, args.observe)
-    limits = noise(results)
-    failures = verdict(results, limits, steps=len(args.schedule.split(",")) if args.schedule else 1)
+        results = run_all(args, model, shape, lambda some: write(args, some, gpu or "CPU engine"))
     print_tables(results)
-    write(args, results, limits, failures, gpu or "CPU engine")
+    failures = write(args, results, gpu or "CPU engine")
     for failure in failures:
         print("FAILED:", failure)
     return int(bool(failures))
@@ -128,27 +129,34 @@ class Way(NamedTuple):
         return found | ({"page_size": self.page} if self.page else {}) | {"kv_cache_dtype": self.kv}
 
 
-def run_all(
-    backends: list[Way], model: str, shape: str | None, pruning: dict[str, Any], observe: bool
-) -> dict[str, Any]:
-    """Results by backend; of one that failed, or whose process died, `error`."""
-    context, results = multiprocessing.get_context("spawn"), {}
+def run_all(args: argparse.Namespace, model: str, shape: str | None, keep: Callable[[dict[str, Any]], None]) -> Results:
+    """Results by backend; of one that failed, or whose process died, `error`. keep: called with what there is, after
+    each part of a backend, so that a run that is ended early leaves what it has."""
+    context, results, writes = multiprocessing.get_context("spawn"), {}, threading.Lock()
     alone = context.Lock()
-    with contextlib.ExitStack() as stack:
+    pruning = {"claa_schedule": args.schedule, "claa_decode_dense_layers": args.decode_dense_layers}
+
+    def run(way: Way) -> None:
         # A pool each: a process that is killed breaks its own.
-        pools = [
-            stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_share, initargs=(alone,)))
-            for _ in backends
-        ]
-        started = [
-            pool.submit(measure, way, model, shape, pruning, observe) for pool, way in zip(pools, backends, strict=True)
-        ]
-        for way, work in zip(backends, started, strict=True):
-            try:
-                results[str(way)] = work.result()
-            except Exception as error:  # noqa: BLE001 - the other backends still count
-                results[str(way)] = {"error": f"{type(error).__name__}: {error}"}
-    return results
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_share, initargs=(alone,)) as pool:
+
+            def add(work: Callable[..., dict[str, Any]], *given: Any) -> None:
+                try:
+                    found = pool.submit(work, way, model, *given, pruning).result()
+                except Exception as error:  # noqa: BLE001 - the other backends still count
+                    found = {"error": f"{type(error).__name__}: {error}"}
+                with writes:
+                    results[str(way)] = {**results.get(str(way), {}), **found}
+                    keep(results)
+
+            add(measure, shape)
+            if args.observe and "error" not in results[str(way)]:
+                add(observe, results[str(way)]["ranked"])
+
+    with ThreadPoolExecutor(len(args.backends)) as threads:
+        for done in [threads.submit(run, way) for way in args.backends]:
+            done.result()
+    return {str(way): results[str(way)] for way in args.backends}
 
 
 _alone: Lock
@@ -160,13 +168,12 @@ def _share(alone: Lock) -> None:
     _alone = alone
 
 
-def measure(way: Way, model: str, shape: str | None, pruning: dict[str, Any], observe: bool = False) -> dict[str, Any]:
-    """Everything of one backend. shape: None for no trace. pruning: options of every engine. observe: start one that
-    observes as well."""
-    name, own = str(way), CPU_ENGINE if way.prefill in CPU_BACKENDS else {}
-    with engine_of(way, pruning, {"model_path": model, **answers.OPTIONS, **own}) as engine:
-        plain = answers.ranked(engine, observes=False) if observe else []
-        found: dict[str, Any] = {"keep 1": answers.keep_one(engine), "graphs": answers.decoding(engine)}
+def measure(way: Way, model: str, shape: str | None, pruning: dict[str, Any]) -> dict[str, Any]:
+    """Everything of one backend but `observe`. shape: None for no trace. pruning: options of every engine."""
+    name = str(way)
+    with engine_of(way, pruning, small(way, model)) as engine:
+        found: dict[str, Any] = {"ranked": answers.ranked(engine, observes=False)}
+        found |= {"keep 1": answers.keep_one(engine), "graphs": answers.decoding(engine)}
         difference = answers.largest(found["keep 1"]["dense"], found["keep 1"]["keep 1"])
         say(name, f"keep 1 - dense: {difference:.2g}; equal tokens: {found['keep 1']['tokens']}")
         for kind, apart in found["graphs"].items():
@@ -175,11 +182,6 @@ def measure(way: Way, model: str, shape: str | None, pruning: dict[str, Any], ob
         found["startup seconds, first engine"] = engine.get_server_info()["claa"]["startup_parts"]
         found["KV type"] = way.kv
         found["late slots held"] = engine.get_server_info()["claa"]["late_slots"]["held"]
-    if observe:
-        options = {"model_path": model, **answers.OPTIONS, **own}
-        with engine_of(way, {**pruning, "claa_mode": "observe"}, options) as engine:
-            found["observe"] = answers.observing(plain, answers.ranked(engine, observes=True))
-        say(name, f"observe: {found['observe']}")
     found["prefill"] = {}
     if shape is None:
         return found
@@ -190,6 +192,19 @@ def measure(way: Way, model: str, shape: str | None, pruning: dict[str, Any], ob
                 say(name, f"prefill of {length}, {kind}: {seen['ttft seconds']:.4f} s, waits {seen['waits']}")
         found["startup seconds"] = engine.get_server_info()["claa"]["startup_parts"]
     return found
+
+
+def observe(way: Way, model: str, ranked: list[answers.Seen], pruning: dict[str, Any]) -> dict[str, Any]:
+    """A server that observes, held against `ranked` of one that prunes."""
+    with engine_of(way, {**pruning, "claa_mode": "observe"}, small(way, model)) as engine:
+        found = answers.observing(ranked, answers.ranked(engine, observes=True))
+    say(str(way), f"observe: {found}")
+    return {"observe": found}
+
+
+def small(way: Way, model: str) -> dict[str, Any]:
+    """Options of an engine of the model whose answers are compared."""
+    return {"model_path": model, **answers.OPTIONS, **(CPU_ENGINE if way.prefill in CPU_BACKENDS else {})}
 
 
 @contextlib.contextmanager
@@ -298,14 +313,10 @@ def print_tables(results: dict[str, Any]) -> None:
             console.print(f"{name}: {way}: equal tokens of {answers.DECODED}: {apart['equal']}, gaps {apart['gap']}")
 
 
-def write(
-    args: argparse.Namespace, results: dict[str, Any], limits: dict[str, float], failures: list[str], device: str
-) -> None:
-    for found in results.values():
-        if "error" not in found:
-            tables = found["keep 1"]
-            found["largest difference, keep 1 and dense"] = answers.largest(tables["dense"], tables["keep 1"])
-            del tables["dense"], tables["keep 1"]  # 256 numbers a prompt
+def write(args: argparse.Namespace, results: Results, device: str) -> list[str]:
+    """Write what there is; returns what is not as it must be."""
+    limits = noise(results)
+    failures = verdict(results, limits, steps=len(args.schedule.split(",")) if args.schedule else 1)
     record = {
         "command": "python -m benchmarks.backends " + " ".join(sys.argv[1:]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -322,10 +333,25 @@ def write(
         "versions": {name: version(name) for name in ("claa-sglang", "sglang", "torch", "triton")},
         "largest difference of two backends, both dense": limits,
         "failures": failures,
-        "backends": results,
+        "backends": {name: _on_record(found) for name, found in results.items()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
+    return failures
+
+
+def _on_record(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what is long: of the tables of log probabilities, what they differ by."""
+    found = {name: value for name, value in found.items() if name != "ranked"}
+    if "keep 1" not in found:
+        return found
+    tables = found["keep 1"]
+    difference = answers.largest(tables["dense"], tables["keep 1"])
+    return {
+        **found,
+        "keep 1": {"tokens": tables["tokens"]},
+        "largest difference, keep 1 and dense": difference,
+    }
 
 
 if __name__ == "__main__":
