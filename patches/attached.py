@@ -7,6 +7,7 @@
 | `ReqToTokenPool` | `claa_policy` | the live policy of this scheduler |
 | `ReqToTokenPool` | `claa_finishing` | the pruned prefixes that are made dense while nothing runs |
 | `ReqToTokenPool` | `claa_scorer` | what scores in this scheduler, and why |
+| `ReqToTokenPool` | `claa_stages` | times of CLAA's own stages of a prefill |
 | `ReqToTokenPool` | `claa_census` | the census of slot owners, when SGLang's check switches ask for it |
 | `SchedulerMetricsCollector`, `TokenizerMetricsCollector` | `claa_metrics` | what a process exports of CLAA |
 | prefix cache | `claa_window` | observation window in tokens, which a hit must leave to be computed |
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from claa_sglang.finishing.finishing import Finishing
     from claa_sglang.forward.scorer_choice import Choice
+    from claa_sglang.forward.stage_times import StageTimes
     from claa_sglang.memory.census import SlotCensus
     from claa_sglang.requests.report import Report
     from claa_sglang.requests.state import RequestState
@@ -60,6 +62,7 @@ policy: Attached[Any] = Attached("claa_policy")  # a `LivePolicy`, whose module 
 finishing: Attached[Finishing] = Attached("claa_finishing")
 metrics: Attached[Any] = Attached("claa_metrics")  # a `SchedulerMetrics` or a `RequestMetrics`
 scorer: Attached[Choice] = Attached("claa_scorer")
+stages: Attached[StageTimes] = Attached("claa_stages")
 census: Attached[SlotCensus] = Attached("claa_census")
 window: Attached[int] = Attached("claa_window")
 adder: Attached[type[PrefillAdder]] = Attached("claa_adder")

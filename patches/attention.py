@@ -18,7 +18,6 @@ import torch
 from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
-from torch.profiler import record_function
 
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.active_pass import ActivePass
@@ -28,7 +27,9 @@ from claa_sglang.forward.kept_rows import KeptView, list_kept
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.observe_pass import ObservePass
 from claa_sglang.forward.ranks import Ranks
+from claa_sglang.forward.stage_times import SCORE, StageTimes
 from claa_sglang.memory.late_slots import LateSlots
+from claa_sglang.patches import attached
 from claa_sglang.patches.forward_batch import observed_of, plan_of
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.patches.memory import late_slots_of
@@ -66,6 +67,7 @@ class ClaaAttnBackend(AttentionBackend):
         slots: the late slots, with the widened table.
         config: the server's configuration.
         ranks: those of tensor parallelism; None for a model that is not split.
+        stages: times of CLAA's own stages.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class ClaaAttnBackend(AttentionBackend):
         slots: LateSlots,
         config: ClaaConfig,
         ranks: Ranks | None,
+        stages: StageTimes,
     ) -> None:
         super().__init__()
         self.early = children[0]
@@ -85,6 +88,7 @@ class ClaaAttnBackend(AttentionBackend):
         self.attn_backend_list = children
         self.slots = slots
         self.config = config
+        self.stages = stages
         self.active: ActivePass | ObservePass | None = None
         self._next_plan: BatchPlan | None = None
         self._translators = translators
@@ -211,7 +215,7 @@ class ClaaAttnBackend(AttentionBackend):
         if self.active.needs_scores(level, layer.layer_id):
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-            with record_function("claa::score"):
+            with self.stages.stage(SCORE):
                 self.active.score(level, queries, keys, layer.scaling * _key_scale(layer, keys))
         return out
 
@@ -264,7 +268,9 @@ def build_composite(original: Any, *, model_runner: Any, resolved: Any, init_new
         with startup_time.counted("late attention"):
             children.append(original(model_runner=runner, resolved=resolved, init_new_workspace=init_new_workspace))
         translators.append(runner.kv_index_translator)
-    return ClaaAttnBackend(children, translators, slots, config, model_ranks())
+    device = torch.device(model_runner.device) if model_runner.server_args.enable_metrics else None
+    stages = attached.stages.hang(model_runner.req_to_token_pool, StageTimes(device))
+    return ClaaAttnBackend(children, translators, slots, config, model_ranks(), stages)
 
 
 HOOKS = (

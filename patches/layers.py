@@ -19,6 +19,7 @@ from torch.profiler import record_function
 
 from claa_sglang.forward.late_pass import LatePass
 from claa_sglang.forward.observe_pass import ObservePass
+from claa_sglang.forward.stage_times import PRUNE
 from claa_sglang.forward.warm_up import warm_up
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.memory.kv_rows import move
@@ -164,7 +165,7 @@ class LateStack:
                     move(buffer, before, now)
         if prunes:
             level = self.prunes.index(index - 1)
-            with record_function("claa::prune"):
+            with self._backend.stages.stage(PRUNE):
                 forward.cross(level, self._boundaries[level])
 
 

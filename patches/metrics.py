@@ -32,6 +32,7 @@ def export_scheduler(result: Any, self: Any) -> Any:
             self.metrics_collector,
             lambda: late_slots(scheduler)["held"],
             attached.finishing.find(pool),
+            attached.stages.of(pool),
             None if policy is None else policy.learned,
         )
         attached.metrics.hang(self.metrics_collector, exported)

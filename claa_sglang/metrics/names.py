@@ -57,6 +57,14 @@ DROPPED = Metric(
 )
 FINISH_TOKENS = Metric("sglang:claa_finish_tokens_total", "counter", "Tokens of pruned prefixes that were made dense.")
 FINISH_SECONDS = Metric("sglang:claa_finish_seconds_total", "counter", "Seconds that finishing pruned prefixes took.")
+SCORE_SECONDS = Metric(
+    "sglang:claa_score_seconds_total", "counter", "Seconds of the device in which prompt tokens were scored."
+)
+PRUNE_SECONDS = Metric(
+    "sglang:claa_prune_seconds_total",
+    "counter",
+    "Seconds of the device in which prompt tokens were ranked, and rows of those that were kept moved.",
+)
 POLICY_STEPS = Metric("sglang:claa_policy_steps_total", "counter", "Prefill steps that the policy has learned from.")
 POLICY_EXPECTED = Metric(
     "sglang:claa_policy_expected_seconds_total", "counter", "Seconds that the policy expected those steps to take."
@@ -66,5 +74,6 @@ POLICY_MEASURED = Metric("sglang:claa_policy_measured_seconds_total", "counter",
 OF_REQUESTS = (REQUESTS, PROMPT_TOKENS, CACHED_TOKENS, TTFT)
 OF_SCHEDULERS = (
     *(LATE_SLOTS, WAITING, FINISHED, DROPPED, FINISH_TOKENS, FINISH_SECONDS),
+    *(SCORE_SECONDS, PRUNE_SECONDS),
     *(POLICY_STEPS, POLICY_EXPECTED, POLICY_MEASURED),
 )

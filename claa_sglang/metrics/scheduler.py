@@ -1,4 +1,4 @@
-"""Metrics of one scheduler: late slots, finishing, and what the policy expected."""
+"""Metrics of one scheduler: late slots, finishing, seconds of CLAA's own stages, and what the policy expected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from claa_sglang.finishing.finishing import Finishing
+from claa_sglang.forward.stage_times import PRUNE, SCORE, StageTimes
 from claa_sglang.metrics import names
 from claa_sglang.metrics.making import Totals, make
 from claa_sglang.policy.cost import CostModel
@@ -18,6 +19,8 @@ _FINISHING = {
     "seconds": names.FINISH_SECONDS,
 }
 
+_STAGES = {SCORE: names.SCORE_SECONDS, PRUNE: names.PRUNE_SECONDS}
+
 
 class SchedulerMetrics:
     """What one scheduler exports.
@@ -26,19 +29,25 @@ class SchedulerMetrics:
         collector: SGLang's `SchedulerMetricsCollector`, whose labels and classes of metrics are taken.
         held: late slots that requests hold now.
         finishing: whose numbers they are; None where nothing is finished.
+        stages: whose seconds they are.
         cost: the policy's model; None without a policy.
     """
 
     def __init__(
-        self, collector: Any, held: Callable[[], int], finishing: Finishing | None, cost: CostModel | None
+        self,
+        collector: Any,
+        held: Callable[[], int],
+        finishing: Finishing | None,
+        stages: StageTimes,
+        cost: CostModel | None,
     ) -> None:
         def gauge(metric: names.Metric) -> Any:
             return make(metric, collector).labels(**collector.labels)
 
-        self._held, self._finishing, self._cost = held, finishing, cost
+        self._held, self._finishing, self._stages, self._cost = held, finishing, stages, cost
         self._late_slots = gauge(names.LATE_SLOTS)
         self._waiting = None if finishing is None else gauge(names.WAITING)
-        counters = [] if finishing is None else [*_FINISHING.values()]
+        counters = [*_STAGES.values(), *([] if finishing is None else _FINISHING.values())]
         counters += [] if cost is None else [names.POLICY_STEPS, names.POLICY_EXPECTED, names.POLICY_MEASURED]
         self._totals = Totals(counters, collector)
 
@@ -50,6 +59,9 @@ class SchedulerMetrics:
             self._waiting.set(stats["waiting"])
             for stat, metric in _FINISHING.items():
                 self._totals.reach(metric, stats[stat])
+        self._stages.collect()
+        for stage, metric in _STAGES.items():
+            self._totals.reach(metric, self._stages.seconds[stage])
         if self._cost is not None:
             self._totals.reach(names.POLICY_STEPS, self._cost.steps)
             self._totals.reach(names.POLICY_EXPECTED, self._cost.expected_seconds)

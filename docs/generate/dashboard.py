@@ -73,6 +73,12 @@ PANELS = (
         ("waiting", "finished in 5 minutes"),
     ),
     Panel(
+        "Time of the device in CLAA's own stages",
+        tuple(f"sum(rate({_metric(f'{stage}_seconds_total')}[5m]))" for stage in ("score", "prune")),
+        ("scoring", "ranking and moving rows"),
+        "percentunit",
+    ),
+    Panel(
         "Time of prefill steps against what the policy expected",
         (_ratio(_metric("policy_measured_seconds_total"), _metric("policy_expected_seconds_total")),),
         ("measured / expected",),

@@ -153,6 +153,8 @@ def test_requests_are_counted_with_what_became_of_them(served: Server) -> None:
         answers.append(served.generate(text=text("counted"), sampling_params=options(enabled=False)))
         assert served.post("/v1/chat/completions", chat).status_code == 200
         assert served.post("/generate", {"text": "x", "sampling_params": options(keep_rate=7)}).status_code == 400
+    stages = [scrape(served, f"sglang:claa_{stage}_seconds_total") for stage in ("score", "prune")]
+    assert all(sum(seconds.values()) > 0 for seconds in stages)
     pruned, again = claa_of(answers[0]), claa_of(answers[2])
     assert requests == {("pruned", "asked"): 3, ("dense", "short_prompt"): 1, ("dense", "opted_out"): 1}
     assert first_tokens == {("pruned",): 3, ("dense",): 2}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from claa_sglang.forward.stage_times import StageTimes
 from claa_sglang.patches.attention import ClaaAttnBackend
 from tests.fast.states import CONFIG
 
@@ -35,7 +36,7 @@ def test_logits_of_8_bit_keys_are_multiplied_with_their_scale(
     layer = SimpleNamespace(layer_id=0, tp_q_head_num=2, qk_head_dim=4, scaling=0.5, k_scale_float=scale)
     backend = object.__new__(ClaaAttnBackend)
     backend.active, backend.attn_backend_list = Active(), [SimpleNamespace(forward=lambda *_a, **_k: "out")]
-    backend.config = CONFIG
+    backend.config, backend.stages = CONFIG, StageTimes()
     backend.token_to_kv_pool = SimpleNamespace(get_key_buffer=lambda _layer: torch.zeros(3, 1, 4, dtype=dtype))
     assert backend.forward(torch.zeros(1, 8), None, None, layer, None) == "out"
     assert backend.active.factor == factor

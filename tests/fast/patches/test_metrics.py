@@ -31,6 +31,7 @@ from sglang.srt.utils.gauge_histogram import GaugeHistogram
 from claa_sglang.arguments import ClaaServerArgs
 from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.finishing.queue import Prefix
+from claa_sglang.forward.stage_times import StageTimes
 from claa_sglang.patches import attached, hooks, metrics
 from claa_sglang.requests.report import KEY, build_report
 from claa_sglang.requests.state import FAILED
@@ -64,6 +65,7 @@ class Scheduler:
     def __init__(self, exports: bool = True, finishes: bool = True) -> None:
         self.registry, self.finishing = CollectorRegistry(), Finishing()
         pool = SimpleNamespace()
+        self.stages = attached.stages.hang(pool, StageTimes())
         if finishes:
             attached.finishing.hang(pool, self.finishing)
         kinds = {"counter": Counter, "gauge": Gauge, "histogram": Histogram, "summary": Summary}
@@ -211,14 +213,17 @@ import sys
 from types import SimpleNamespace
 assert "prometheus_client" not in sys.modules
 from claa_sglang.finishing.finishing import Finishing
+from claa_sglang.forward.stage_times import SCORE, StageTimes
 from claa_sglang.metrics.scheduler import SchedulerMetrics
 assert "prometheus_client" not in sys.modules
 rank = int(sys.argv[1])
 labels = {"model_name": "small", "dp_rank": rank}
 finishing = Finishing()
 collector = SimpleNamespace(labels=labels, _counter_cls=None, _gauge_cls=None)
-metrics = SchedulerMetrics(collector, lambda: 7 + rank, finishing, None)
+stages = StageTimes()
+metrics = SchedulerMetrics(collector, lambda: 7 + rank, finishing, stages, None)
 finishing.tokens = 100 + rank
+stages.seconds[SCORE] = 0.5 + rank
 metrics.publish()
 """
 SERVER = """
@@ -238,4 +243,5 @@ def test_a_server_shows_what_its_schedulers_wrote(tmp_path: Path, monkeypatch: p
     for rank in (0, 1):
         assert f'sglang:claa_finish_tokens_total{{dp_rank="{rank}",model_name="small"}} 10{rank}.0' in text
         assert f'sglang:claa_finish_prefixes_waiting{{dp_rank="{rank}",model_name="small"}} 0.0' in text
+        assert f'sglang:claa_score_seconds_total{{dp_rank="{rank}",model_name="small"}} {rank}.5' in text
         assert f'sglang:claa_late_slots_held{{dp_rank="{rank}",model_name="small"}} {7 + rank}.0' in text
