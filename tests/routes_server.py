@@ -22,6 +22,7 @@ FLAGS = (
     *("--claa-score-layers", ",".join(map(str, SCORE_LAYERS))),
     *("--claa-min-prompt-tokens", str(MIN_PROMPT)),
     *("--served-model-name", MODEL),
+    *("--preferred-sampling-params", json.dumps({"custom_params": {"claa": {"return_kept": True}}})),
     "--enable-custom-logit-processor",
     "--enable-metrics",
 )

@@ -98,6 +98,19 @@ def test_what_a_body_asks_counts_on_every_route(served: Server, route: routes.Ro
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("route", routes.PRUNES, ids=lambda route: route.path)
+def test_preferred_options_count_where_a_body_leaves_them_out(
+    served: Server, route: routes.Route, stream: bool
+) -> None:
+    """The server prefers `return_kept`; a body's own options are merged with it, key by key."""
+    prompt = text(f"preferred {route.path} {stream}")
+    for claa, is_kept in (({}, True), ({"keep_rate": 0.4}, True), ({"keep_rate": 0.4, "return_kept": False}, False)):
+        report = route_bodies.report_of(route, route_bodies.post(served, route, prompt, claa, stream=stream), stream)
+        assert ("kept" in report) == is_kept, (claa, report)
+        assert report["keep_rate"] == claa.get("keep_rate", KEEP_RATE), (claa, report)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("route", routes.PRUNES, ids=lambda route: route.path)
 def test_what_no_route_can_do_is_a_400(served: Server, route: routes.Route, stream: bool) -> None:
     bad = route_bodies.post(served, route, "hi", {"keep_rate": 7}, stream=stream)
     assert bad.status_code == 400 and "claa.keep_rate" in bad.text and "at most 1" in bad.text, bad.text
