@@ -24,6 +24,7 @@ FLAGS = (
     *("--served-model-name", MODEL),
     "--enable-custom-logit-processor",
     "--enable-metrics",
+    "--claa-allow-explain",
 )
 SENTENCE = "The ferry crosses the bay four times a day, and the harbour master writes every crossing down. "
 GREEDY = {"temperature": 0, "max_new_tokens": 4}
