@@ -28,8 +28,8 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "return_kept": (bool, "true or false; default false"),
     "finish": (bool, "true or false; default true"),
     "decode_dense_layers": (Layer | None, "--claa-decode-dense-layers, or all"),
-    "explain": (bool, "true or false; default false; true needs --claa-allow-explain"),
-    "explain_window": (Window | None, "1 to 1024 tokens, beside explain; default none"),
+    "explain": (bool, "true or false; default false"),
+    "explain_window": (Window | None, "1 to 1024 tokens; default none"),
 }
 
 

@@ -18,9 +18,7 @@ class Connection:
     methods raise, of AskError.
     """
 
-    def __init__(
-        self, url: str, api_key: str | None = None, timeout: float = 600.0, error: type[AskError] = AskError
-    ):
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = 600.0, error: type[AskError] = AskError):
         self.url = url.rstrip("/")
         self.timeout = timeout
         self.headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}

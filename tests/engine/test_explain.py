@@ -72,9 +72,7 @@ def test_last_chunks_as_long_as_the_explained_window(llama_server: Server, llama
 def test_in_a_batch(llama_server: Server, llama_reference: ReferenceModel) -> None:
     """Beside requests that do not ask, dense ones, and ones whose window is another."""
     llama_server.flush()
-    asked = [
-        Ask(tiny_models.prompt(90 + 20 * n, seed=900 + n), keep=None if n == 2 else KEEP, new=3) for n in range(6)
-    ]
+    asked = [Ask(tiny_models.prompt(90 + 20 * n, seed=900 + n), keep=None if n == 2 else KEEP, new=3) for n in range(6)]
     asked[1], asked[2], asked[4] = explained(asked[1]), explained(asked[2]), explained(asked[4], explain_window=60)
     answers = ask_together(llama_server, asked)
     for number in (1, 4):
@@ -131,7 +129,5 @@ def test_a_window_longer_than_a_chunk_is_http_400(llama_server: Server) -> None:
 
 def refused(server: Server, tokens: int, options: dict[str, Any], says: str) -> None:
     params = {"max_new_tokens": 1, "custom_params": {"claa": options}}
-    answer = server.post(
-        "/generate", {"input_ids": tiny_models.prompt(tokens, seed=93), "sampling_params": params}
-    )
+    answer = server.post("/generate", {"input_ids": tiny_models.prompt(tokens, seed=93), "sampling_params": params})
     assert answer.status_code == 400 and re.search(says, answer.text), answer.text
