@@ -25,7 +25,10 @@ SHARING = (
         *("test_observe", "test_shared_prefix", "test_verify"),
     ),
     ("test_ways_out", "test_weight_updates"),
-    ("test_client_snippets", "test_dashboard", "test_every_route", "test_examples", "test_generate"),
+    (
+        *("test_client_snippets", "test_dashboard", "test_every_route", "test_examples", "test_explain_page"),
+        "test_generate",
+    ),
 )
 
 

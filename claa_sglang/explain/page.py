@@ -22,6 +22,7 @@ from claa_sglang.explain.views import RANKING, View, levels, make_views
 LISTED = 40  # tokens that the answer looked at most
 CONTEXT = 4  # tokens on each side of a listed one
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+SEVERAL = '<li><span class="some">kept by an earlier prune only</span></li>'
 VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "": "∅"}
 
 
@@ -34,6 +35,7 @@ def make_page(found: Explained) -> str:
         "facts": _facts(found),
         "answer": html.escape(shown(found.answer)) or "<i>The answer is empty.</i>",
         "looked": _looked(found, shares),
+        "several": SEVERAL if len(steps_of(found.report)) > 1 else "",
         "options": "".join(f'<option value="{view.key}">{html.escape(view.label)}</option>' for view in views),
         "tokens": _tokens(found, views[0]),
         "data": _data(found, views),

@@ -22,7 +22,7 @@ from claa_sglang.forward.ranks import RankFailed, Ranks, RanksDiffer
 from claa_sglang.forward.scorers import Scored, Scorer, make_scorer
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking.selection import select
-from claa_sglang.requests.explanation import StepScores
+from claa_sglang.requests.step_scores import StepScores
 
 # Called with a view and its level once the view's table rows are complete: plans attention for it. The view of kept
 # tokens has the number after the last level's.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,23 +16,6 @@ OBSERVED = "a server that observes explains nothing: start it without --claa-mod
 GIVEN = "the request gave the positions to keep, and nothing was ranked"
 WHOLE = "every token is kept, and nothing was ranked"
 NOT_YET = "the request ended before its prompt was ranked"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepScores:
-    """Scores of one prune of one request, on the device that ranked. M tokens are ranked: those visible, no window.
-
-    Attributes:
-        ranking: fp32 `[M]`, what the tokens were chosen by; higher is better.
-        layers: fp32 `[M]` of each scored layer, in their order: the ranking that it alone would give. Empty for a
-            ranker that looks at no layer.
-        looked_at: fp32 `[N - explain_window]` of each scored layer: the weight that a token has in the attention of the
-            last `explain_window` tokens, the mean over these and the query heads. Empty where nobody asked.
-    """
-
-    ranking: Tensor
-    layers: Sequence[Tensor]
-    looked_at: Sequence[Tensor] = field(default_factory=tuple)
 
 
 def explanation(state: RequestState) -> dict[str, Any]:

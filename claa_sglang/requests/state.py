@@ -12,8 +12,8 @@ from claa_sglang.config.budget import kept_count
 from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.ranking.spec import RankerSpec, parse
 from claa_sglang.requests.dense_rules import OBSERVED
-from claa_sglang.requests.explanation import StepScores
 from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.step_scores import StepScores
 
 if TYPE_CHECKING:
     from torch import Tensor

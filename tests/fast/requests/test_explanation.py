@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from claa_sglang.requests import explanation
-from claa_sglang.requests.explanation import StepScores, rounded
+from claa_sglang.requests.explanation import rounded
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.report import build_report
 from claa_sglang.requests.state import RequestState
+from claa_sglang.requests.step_scores import StepScores
 from tests.fast.states import CONFIG, SECOND, STEP, pruned
 
 
