@@ -93,6 +93,7 @@ def _looked(found: Explained, shares: Sequence[float]) -> str:
     kept = steps_of(found.report)[0]["kept"]
     scores = found.report["explain"]["steps"][0]["scores"]
     always = {0, *range(len(scores), len(shares))}
+    which = "kept" if len(steps_of(found.report)) == 1 else "that the first prune kept"
     head = (
         f"<p>Attention of {_which(found)} over the prompt, in the layers that rank. "
         "Up to there every layer sees every token. Later layers look only at what was kept, and are not shown. "
@@ -109,14 +110,15 @@ def _looked(found: Explained, shares: Sequence[float]) -> str:
     )
     mass = (
         "<table class=mass><caption>How much of that was kept</caption><thead><tr><th scope=col>Layer</th>"
-        "<th scope=col>On the prompt</th><th scope=col>Of that, on kept tokens</th>"
+        f"<th scope=col>On the prompt</th><th scope=col>Of that, on tokens {which}</th>"
         "<th scope=col>The same without what is always kept</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
         "<p class=note>Always kept are the first token, on which models park attention, and the last "
         f"{len(shares) - len(scores)}.</p>"
     )
     looks = looked_at.most(shares, LISTED, without=always)
-    most = "".join(_look_row(found, look, set(kept), scores) for look in looks)
+    counts = survived(found.report)
+    most = "".join(_look_row(found, look, counts[look.position], scores) for look in looks)
     listed = (
         '<div class="scroll" tabindex="0" role="region" aria-label="Tokens the answer looked at most">'
         f'<table class="looks"><caption>The {len(looks)} tokens it looked at most, without what is always '
@@ -133,16 +135,17 @@ def _which(found: Explained) -> str:
     return f"the answer's {'first ' if found.looking < found.answer_tokens else ''}{found.looking} tokens"
 
 
-def _look_row(found: Explained, look: looked_at.Looked, kept: set[int], scores: Sequence[float | None]) -> str:
-    position, is_kept = look.position, look.position in kept
+def _look_row(found: Explained, look: looked_at.Looked, count: int, scores: Sequence[float | None]) -> str:
+    """count: prunes that kept it."""
+    position, fate = look.position, _fate(count, len(steps_of(found.report)))
     around = range(max(0, position - CONTEXT), min(len(found.tokens), position + CONTEXT + 1))
     texts = {i: _escaped(found.tokens[i]).replace("\n", VISIBLE["\n"]) for i in around}
     place = "".join(f"<b>{text}</b>" if i == position else text for i, text in texts.items())
     token = html.escape(visible(found.tokens[position]))
     return (
-        f'<tr class="{"kept" if is_kept else "dropped"}"><td><a href="#t{position}">{position}</a></td>'
+        f'<tr class="{fate.split()[0]}"><td><a href="#t{position}">{position}</a></td>'
         f"<td><code>{token}</code></td><td class=place>{place}</td><td>{_percent(look.share)}</td>"
-        f"<td>{_score(scores[position])}</td><td>{'kept' if is_kept else '<strong>dropped</strong>'}</td></tr>"
+        f"<td>{_score(scores[position])}</td><td>{fate if fate == 'kept' else f'<strong>{fate}</strong>'}</td></tr>"
     )
 
 
@@ -183,14 +186,18 @@ def _tokens(found: Explained, view: View) -> str:
 
 
 def _title(token: TokenText, count: int, steps: int, score: float | None, position: int, found: Explained) -> str:
-    if count == steps:
-        fate = "kept"
-    else:
-        fate = "dropped" if count == 0 else f"dropped by prune {count + 1}"
+    fate = _fate(count, steps)
     part = f", part of {shown(token.part_of)}" if token.part_of else ""
     if position >= len(found.report["explain"]["steps"][0]["scores"]):
         return f"{fate}, in the window{part}"
     return f"{fate}, score {_score(score)}{part}"
+
+
+def _fate(count: int, steps: int) -> str:
+    """Of a token that so many of all prunes kept."""
+    if count == steps:
+        return "kept"
+    return "dropped" if count == 0 else f"dropped by prune {count + 1}"
 
 
 def _data(found: Explained, views: Sequence[View]) -> str:

@@ -76,6 +76,7 @@ def test_two_prunes() -> None:
     assert [i for i, value in enumerate(second) if value is not None] == KEPT[:-3]
     assert "after layer 21, ranked by layers 18, 21; after layer 25, ranked by layers 25" in page.text
     assert "8, then 5 tokens" in page.text
+    assert "that the first prune kept" in page.text and page.text.count("dropped by prune 2") == 3
     assert "an earlier prune" in page.text and "an earlier prune" not in Page(make_page(explained())).text
 
 
