@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claa_sglang import __version__
+from claa_sglang.explain import arguments as explain_arguments
+from claa_sglang.explain.error import ExplainError
 from claa_sglang.offline import rank_command
 from claa_sglang.offline.basics import CaptureError, RecordError
 from claa_sglang.offline.calibrate import command as calibrate_command
@@ -25,7 +27,7 @@ from claa_sglang.verify.error import VerifyError
 # What a subcommand raises where the user has to do something.
 _ERRORS = (
     *(cpu_env.CpuEnvError, gguf_model.GgufError, TaskError, PromptError),
-    *(CaptureError, RecordError, RankerError, CalibrationError, PlanError, VerifyError, OSError),
+    *(CaptureError, RecordError, RankerError, CalibrationError, PlanError, VerifyError, ExplainError, OSError),
 )
 
 
@@ -51,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from claa_sglang.verify import command as verify_command
 
             return verify_command.run(args)
+        elif args.command == "explain":
+            from claa_sglang.explain import command as explain_command
+
+            return explain_command.run(args)
         else:
             print(_model(args))
     except _ERRORS as error:
@@ -142,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         "Says what it cost. Exit status 1 if a claim fails.",
     )
     verify_arguments.add_arguments(verify)
+    explain = commands.add_parser(
+        "explain",
+        help="make a page that shows of one prompt what was kept, its scores, and what the answer looked at",
+        description="Asks a server with --enable-claa and --claa-allow-explain over HTTP, twice. The page is one HTML "
+        "file, with the text of the prompt.",
+    )
+    explain_arguments.add_arguments(explain)
     return parser
 
 

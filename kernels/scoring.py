@@ -14,6 +14,7 @@ from torch import Tensor
 # KV heads are scored in groups, so that the fp32 temporaries of a group stay near this size (bytes): a 128k
 # prompt must not cost a gigabyte next to a KV pool that has taken the memory already.
 _TEMPORARY_BYTES = 128 << 20
+SHARED = 32  # queries of a window at a time, where their attention is averaged
 
 
 def window_scores(q: Tensor, k: Tensor, *, scaling: float, pool_kernel: int) -> Tensor:
@@ -45,6 +46,23 @@ def window_peaks(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
     the maximum over W and the GQA group, window columns dropped. Not pooled.
     """
     return _folded("window_peaks", q, k, scaling, lambda weights: weights.amax(dim=1))
+
+
+def window_shares(q: Tensor, k: Tensor, *, scaling: float) -> Tensor:
+    """Share of the window's attention that each earlier token gets: the mean weight over the window and the heads.
+
+    Arguments and errors as of `window_scores`. Returns fp32 [N-W]; its sum is what the window does not give to itself.
+    The window is taken in parts of SHARED queries, so that temporaries do not grow with it.
+    """
+    window, heads, _ = q.shape
+    before = k.shape[0] - window
+    total = torch.zeros(max(0, before), device=q.device)
+    for first in range(0, window, SHARED):
+        part = q[first : first + SHARED]
+        # A causal query sees no key after its own, so the keys end with the part.
+        scores = window_scores(part, k[: before + first + part.shape[0]], scaling=scaling, pool_kernel=1)
+        total += scores[:, :before].sum(dim=0)
+    return total / (window * heads)
 
 
 def _folded(name: str, q: Tensor, k: Tensor, scaling: float, fold: Callable[[Tensor], Tensor]) -> Tensor:

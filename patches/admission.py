@@ -41,6 +41,11 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
     slots = late_slots_of(scheduler.req_to_token_pool)
     pages = slots.pages
 
+    def last_rows(req: Any) -> int:
+        """Tokens that the last chunk of a pruned request must have."""
+        state = pruned_state(req)
+        return window if state is None else state.last_rows(window)
+
     class ClaaPrefillAdder(base):
         """Fills one prefill step. Only one request may leave a step unfinished, as in stock."""
 
@@ -77,14 +82,14 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             length = super().floor_chunked_tokens(trunc_len, remaining)
             if self._current is None or trunc_len >= remaining:
                 return length
-            return chunk_len(length, remaining, window, pages)
+            return chunk_len(length, remaining, last_rows(self._current), pages)
 
         def _select_prefill_admission(self, req: Any, **kwargs: Any) -> Any:
             admission = super()._select_prefill_admission(req, **kwargs)
             if isinstance(admission, AddReqResult) or not admission.is_chunked or self._current is None:
                 return admission
             remaining = prefill_len(req) - admission.prefix_len
-            length = chunk_len(admission.extend_len, remaining, window, pages)
+            length = chunk_len(admission.extend_len, remaining, last_rows(req), pages)
             return dataclasses.replace(admission, extend_len=length) if length else AddReqResult.OTHER
 
         def _completes(self, req: Any) -> bool:
@@ -126,7 +131,7 @@ def _adder(base: type[PrefillAdder], scheduler: Any) -> type[PrefillAdder]:
             remaining = prefill_len(req) - req.prefix_len
             if pruned_state(req) is None:
                 return min(budget, remaining)
-            return chunk_len(budget, remaining, window, pages)
+            return chunk_len(budget, remaining, last_rows(req), pages)
 
         # --- requests from the queue ---
 

@@ -29,7 +29,7 @@ def reprefill_window(original: Any, self: Any, req: Any = None) -> int:
     if (state := pruned_state(req)) is None:
         return tail
     own = len(req.output_ids) if state.plan.decode_dense_layers is not None else 0
-    return max(tail, attached.window.of(self), own)
+    return max(tail, state.last_rows(attached.window.of(self)), own)
 
 
 def cache_prompt_alone(original: Any, self: Any, req: Any, *, up_to: int, **kwargs: Any) -> Any:

@@ -15,9 +15,9 @@ from claa_sglang.forward.late_view import on_device
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.dense_rules import ABORTED, INVALID, Facts, dense_reason
-from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, parse_options
+from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, check_explain, parse_options
 from claa_sglang.requests.state import RequestState, given_positions
-from claa_sglang.start.server_config import config_of
+from claa_sglang.start.server_config import config_of, largest_window
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
 DENSE = f"{MARK}dense|"
@@ -56,6 +56,8 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
     try:
         options = parse_options(req.sampling_params.custom_params)
         check_decoding(options, config)
+        if options.explain:
+            check_explain(options, config, prompt_tokens, largest_window(scheduler.server_args))
     except RequestError as error:
         # The server process refuses these; whoever gets past it must still not stop the scheduler.
         attached.state.hang(req, RequestState.dense_request(RequestOptions(), prompt_tokens, INVALID))

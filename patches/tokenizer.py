@@ -11,9 +11,16 @@ from typing import Any
 
 from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.body import PARAMETERS, SAMPLING, check_body, with_defaults
-from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, check_keep, parse_options
+from claa_sglang.requests.options import (
+    RequestError,
+    RequestOptions,
+    check_decoding,
+    check_explain,
+    check_keep,
+    parse_options,
+)
 from claa_sglang.requests.report import KEY
-from claa_sglang.start.server_config import config_of
+from claa_sglang.start.server_config import config_of, largest_window
 
 
 def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
@@ -33,8 +40,11 @@ def check_request(manager: Any, obj: Any, input_ids: Any) -> None:
     if options.decode_dense_layers is not None:
         check_decoding(options, config_of(manager.server_args))
     check_prompt(manager, obj, input_ids)
-    if input_ids is not None:
-        check_keep(options, len(input_ids))
+    tokens = None if input_ids is None else len(input_ids)
+    if tokens is not None:
+        check_keep(options, tokens)
+    if options.explain:
+        check_explain(options, config_of(manager.server_args), tokens, largest_window(manager.server_args))
 
 
 def check_prompt(manager: Any, obj: Any, input_ids: Any) -> None:

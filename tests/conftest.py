@@ -21,11 +21,14 @@ CHILDREN = str(ROOT / "tests" / "children")
 # Files of engine tests that share a server: one worker runs all of a group, and starts it once.
 SHARING = (
     (
-        *("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_observe"),
-        *("test_shared_prefix", "test_verify"),
+        *("test_cache_invariance", "test_dense_is_stock", "test_explain", "test_families", "test_finishing"),
+        *("test_observe", "test_shared_prefix", "test_verify"),
     ),
     ("test_ways_out", "test_weight_updates"),
-    ("test_client_snippets", "test_dashboard", "test_every_route", "test_examples", "test_generate"),
+    (
+        *("test_client_snippets", "test_dashboard", "test_every_route", "test_examples", "test_explain_page"),
+        "test_generate",
+    ),
 )
 
 

@@ -36,11 +36,14 @@ class Expected:
         kept: per prune, the kept prompt positions, ascending.
         logprobs: fp32 `[answer tokens, vocabulary]`: row i is the distribution after the prompt and i answer tokens.
         choices: per prune, what the kept positions were chosen by.
+        looked_at: of each scored layer of the first prune, fp64 `[prompt - looking]`: the mean weight of a token in the
+            attention of the last `looking` prompt tokens, over these and the heads.
     """
 
     kept: list[list[int]]
     logprobs: Tensor
     choices: list[_Choice] = field(default_factory=list)
+    looked_at: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def margin(self) -> float:
@@ -95,16 +98,19 @@ class ReferenceModel:
         everything = [list(range(len(prompt)))] * len(self.prunes)
         return Expected(everything, self._forward([*prompt, *answer[:-1]])[-len(answer) :])
 
-    def pruned(self, prompt: Sequence[int], answer: Sequence[int], keep_rate: float) -> Expected:
-        """The reference's view of `answer`, which follows `prompt`, when the first prune keeps `keep_rate` of it."""
-        run = _PrunedRun(self, len(prompt), len(answer) - 1, keep_rate)
+    def pruned(self, prompt: Sequence[int], answer: Sequence[int], keep_rate: float, looking: int = 0) -> Expected:
+        """The reference's view of `answer`, which follows `prompt`, when the first prune keeps `keep_rate` of it.
+
+        looking: last prompt tokens of which it is told what they look at.
+        """
+        run = _PrunedRun(self, len(prompt), len(answer) - 1, keep_rate, looking=looking)
         logprobs = self._run(run, [*prompt, *answer[:-1]])
         if self.decode_dense_layers is not None:
             # What is kept depends on the prompt alone, and is known now.
             again = _PrunedRun(self, len(prompt), len(answer) - 1, keep_rate, narrowed_to=run.kept[0])
             logprobs = self._run(again, [*prompt, *answer[:-1]])
             assert again.kept == run.kept
-        return Expected(run.kept, logprobs[-len(answer) :], run.choices)
+        return Expected(run.kept, logprobs[-len(answer) :], run.choices, run.looked_at)
 
     def _run(self, run: _PrunedRun, tokens: Sequence[int]) -> Tensor:
         layers = self.model.model.layers
@@ -141,9 +147,11 @@ class _PrunedRun:
         generated: int,
         keep_rate: float,
         narrowed_to: list[int] | None = None,
+        looking: int = 0,
     ) -> None:
         """narrowed_to: prompt positions that generated tokens see in restricted layers; None without such layers."""
         self.reference = reference
+        self.looking, self.looked_at = looking, {}
         self.narrowed_to = narrowed_to
         self.prompt = prompt
         self.generated = generated
@@ -151,6 +159,7 @@ class _PrunedRun:
         self.counts = [min(prompt, max(int(rate * prompt), reference.window)) for rate in rates]
         # Z-scores for the next prune, [visible - window] each: by the window, and by the last query alone.
         self.rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.by_layer: dict[int, list[list[float]]] = {}  # of the next prune, as `_Choice.scores`, of each layer alone
         self.kept: list[list[int]] = []
         self.choices: list[_Choice] = []
 
@@ -169,8 +178,16 @@ class _PrunedRun:
         queries = min(8, self.reference.window) if self.reference.paper else self.reference.window
         weights = output[1][0].double()[:, visible - queries : visible, :ranked]  # what they give to the others
         looks = weights.reshape(-1, group * queries, ranked)
-        by_window += self._normalised(looks.sum(1) if self.reference.paper else looks.amax(1))
-        by_last += self._normalised(weights[:, -1].reshape(-1, group, ranked).sum(1))
+        here = (
+            self._normalised(looks.sum(1) if self.reference.paper else looks.amax(1)),
+            self._normalised(weights[:, -1].reshape(-1, group, ranked).sum(1)),
+        )
+        by_window += here[0]
+        by_last += here[1]
+        self.by_layer[attention.layer_idx] = [torch.stack(rows).amax(0).tolist() for rows in here]
+        if self.looking and not self.kept:
+            before = visible - self.looking
+            self.looked_at[attention.layer_idx] = output[1][0].double()[:, before:visible, :before].mean((0, 1))
 
     def _normalised(self, heads: Tensor) -> list[Tensor]:
         """Averaged over the pool, then z-scored: `[KV heads, ranked]` to a row per head."""
@@ -213,7 +230,8 @@ class _PrunedRun:
         scores = [torch.stack(rows).amax(0).tolist() if ranked else [] for rows in self.rows]
         for rows in self.rows:
             rows.clear()
-        choice = _Choice(self.reference, scores, max(0, count - self.reference.window - 1))
+        choice = _Choice(self.reference, scores, max(0, count - self.reference.window - 1), self.by_layer)
+        self.by_layer = {}
         self.choices.append(choice)
         # The first token goes on whatever its rank, if there is room beside the window.
         first = [0] if ranked and count > self.reference.window else []
@@ -229,11 +247,24 @@ class _Choice:
     Attributes:
         scores: of all rows, by the window and by the last query.
         others: how many rows it chooses.
+        by_layer: scores of each scored layer alone.
     """
 
     reference: ReferenceModel
     scores: list[list[float]]
     others: int
+    by_layer: dict[int, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def ranking(self) -> list[float]:
+        """Of each row, what it is chosen by."""
+        return self.scores[0] if self.reference.paper else self._carried(self.orders)
+
+    @property
+    def layers(self) -> dict[int, list[float]]:
+        """As `ranking`, of each scored layer alone."""
+        alone = {layer: _Choice(self.reference, scores, self.others) for layer, scores in self.by_layer.items()}
+        return {layer: choice.ranking for layer, choice in alone.items()}
 
     @property
     def orders(self) -> list[list[int]]:
@@ -246,14 +277,17 @@ class _Choice:
         A row counts by the better of two places: the one it has so, and the one that the last query gives it.
         orders: as `orders`, or with two rows swapped.
         """
-        order, by_last = orders
         if self.reference.paper:
-            return sorted([row for row in order if row > 0][: self.others])
+            return sorted([row for row in orders[0] if row > 0][: self.others])
+        best = self._carried(orders)
+        return sorted(sorted(range(1, len(best)), key=lambda row: (-best[row], row))[: self.others])
+
+    def _carried(self, orders: Sequence[Sequence[int]]) -> list[float]:
+        order, by_last = orders
         best = _places(order)
         for row in range(1, len(best)):
             best[row] = max(best[row], best[row - 1] - self.reference.loss)
-        best = [max(pair) for pair in zip(best, _places(by_last), strict=True)]
-        return sorted(sorted(range(1, len(best)), key=lambda row: (-best[row], row))[: self.others])
+        return [max(pair) for pair in zip(best, _places(by_last), strict=True)]
 
     def margin(self) -> float:
         """As `Expected.margin`, of this prune alone."""

@@ -25,6 +25,7 @@ FLAGS = (
     *("--preferred-sampling-params", json.dumps({"custom_params": {"claa": {"return_kept": True}}})),
     "--enable-custom-logit-processor",
     "--enable-metrics",
+    "--claa-allow-explain",
 )
 SENTENCE = "The ferry crosses the bay four times a day, and the harbour master writes every crossing down. "
 GREEDY = {"temperature": 0, "max_new_tokens": 4}

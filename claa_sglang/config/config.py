@@ -59,6 +59,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
     most; None for what adds about `finishing.step_size.SECONDS` to launching.
     decode_dense_layers: first layers in which generated tokens read the whole prompt; None for all of them.
+    allow_explain: whether requests may have scores of their tokens in their reports.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
@@ -74,6 +75,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finish: FinishName = "idle"
     finish_chunk: ChunkTokens | None = None
     decode_dense_layers: Layer | None = None
+    allow_explain: bool = False
     profile: str | None = None
     profile_origin: str = ""
 

@@ -88,6 +88,10 @@ HELP: dict[str, str] = {
         "first layers in which generated tokens attend to the whole prompt: 0 or more; from there to the prune layer "
         "they attend to what was kept of it, and later layers have no more (default all up to the prune layer)"
     ),
+    "allow_explain": (
+        "let requests ask for the score of each prompt token in their reports, as claa-sglang explain does; a report "
+        "then grows with the prompt, and says what each of its tokens counted for (default off)"
+    ),
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
@@ -95,6 +99,9 @@ HELP: dict[str, str] = {
         "auto)"
     ),
 }
+
+
+SWITCHES = ("allow_explain",)  # flags without a value
 
 
 class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +121,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     finish: str | None = None
     finish_chunk: int | None = None
     decode_dense_layers: int | None = None
+    allow_explain: bool | None = None
     profile: str | None = None
 
 
@@ -154,6 +162,8 @@ def resolve(
         common["finish_chunk"] = _checked("finish_chunk", flags.finish_chunk, ChunkTokens)
     if flags.decode_dense_layers is not None:
         common["decode_dense_layers"] = _checked("decode_dense_layers", flags.decode_dense_layers, Layer)
+    if flags.allow_explain is not None:
+        common["allow_explain"] = _checked("allow_explain", flags.allow_explain, bool)
 
     origins = []
     if flags.schedule is None:
@@ -251,6 +261,10 @@ def from_config_file(name: str, value: Any) -> Any:
     key = "claa-" + name.replace("_", "-")
     if value is None:
         raise ConfigError(f"{key}: has no value. Leave the line out, or give the {HELP[name]}")
+    if name in SWITCHES:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key}: arrived as {short(repr(value))}. Give true or false: {HELP[name]}")
+        return value
     if isinstance(value, bool | dict):
         raise ConfigError(f"{key}: arrived as {short(repr(value))}. Give the {HELP[name]}; quote what is text")
     if name == "schedule" and (hint := _as_number(value)):

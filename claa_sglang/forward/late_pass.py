@@ -15,12 +15,14 @@ from torch import Tensor
 from claa_sglang.config.config import ClaaConfig
 from claa_sglang.forward.active_pass import ActivePass
 from claa_sglang.forward.batch_plan import BatchPlan, Segment
+from claa_sglang.forward.explaining import LookedAt
 from claa_sglang.forward.kept_rows import KeptView
 from claa_sglang.forward.late_view import make_view, on_device
 from claa_sglang.forward.ranks import RankFailed, Ranks, RanksDiffer
 from claa_sglang.forward.scorers import Scored, Scorer, make_scorer
 from claa_sglang.memory.boundary import BoundaryStore
 from claa_sglang.ranking.selection import select
+from claa_sglang.requests.step_scores import StepScores
 
 # Called with a view and its level once the view's table rows are complete: plans attention for it. The view of kept
 # tokens has the number after the last level's.
@@ -60,6 +62,7 @@ class LatePass(ActivePass):
         self._ranks = ranks
         self._shared = shared
         self._scorers: dict[int, Scorer] = {}  # of each level
+        self._looked_at: LookedAt | None = None  # of those who ask, at level 0
         # Those that failed before, whose end the scheduler has not come to. As it is now: a failure in this forward is
         # known to this rank alone until they agree, and where it was, others may have ranked already.
         self._failed = frozenset(state for state in plan.pruned_states if state.progress.error is not None)
@@ -127,12 +130,16 @@ class LatePass(ActivePass):
         if level not in self._scorers:
             window = self._config.window
             scored = [
-                Scored(s.request, s.state, s.end - window, s.row, self._prompt_rows(s, level))
+                (Scored(s.request, s.state, s.end - window, s.row, self._prompt_rows(s, level)), s.rows)
                 for s in self.plan.levels[level]
                 if s.state is not None and self._is_ranked(s, level)
             ]
-            self._scorers[level] = make_scorer(scored, self._table, self._config)
+            self._scorers[level] = make_scorer([one for one, _ in scored], self._table, self._config)
+            if level == 0:
+                self._looked_at = LookedAt.of(scored, self._table, window)
         self._scorers[level].score(queries, key_buffer, scaling)
+        if level == 0 and self._looked_at is not None:
+            self._looked_at.add(queries, key_buffer, scaling)
 
     def _choose(self, segment: Segment, level: int) -> Tensor:
         """Which of the prompt tokens visible at `level` go on: int64 indices into them, ascending. Of a request that
@@ -147,11 +154,20 @@ class LatePass(ActivePass):
         if count == visible or state in self._failed:
             chosen = torch.arange(count, device=self._table.device)
         else:
-            chosen = select(self._ranking(segment, level), visible, count, self._config.window)
+            # Before the ranking is asked for, which lets go of the scores of the layers.
+            layers = self._scorers[level].layers(segment.request) if state.plan.options.explain else []
+            ranking = self._ranking(segment, level)
+            chosen = select(ranking, visible, count, self._config.window)
+            if state.plan.options.explain:
+                progress.explained[level] = StepScores(ranking, layers, self._looks(segment, level))
         progress.kept[level] = chosen if before is None else before[chosen]
         if level == 0:
             progress.late_computed_tokens = count
         return chosen
+
+    def _looks(self, segment: Segment, level: int) -> list[Tensor]:
+        """What the last tokens look at, of each scored layer; none where it is not asked for."""
+        return [] if level > 0 or self._looked_at is None else self._looked_at.layers(segment.request)
 
     def _ranking(self, segment: Segment, level: int) -> Tensor:
         """fp32 `[visible - window]`: the ranking of the request's prompt tokens, of all KV heads."""

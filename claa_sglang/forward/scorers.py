@@ -61,6 +61,10 @@ class Scorer(Protocol):
         """After the last layer, where there are several ranks: have the scores of all KV heads. Every rank takes part,
         also for requests that it failed to score."""
 
+    def layers(self, request: int) -> list[Tensor]:
+        """Of a request that asks to be explained, before `ranking`: fp32 `[tokens - window]` for each scored layer, the
+        ranking that it alone would give; none of a ranker that looks at no layer, and if it failed."""
+
     def ranking(self, request: int) -> Tensor:
         """fp32 `[tokens - window]` of the request at this index in the batch; zeros if it failed."""
 
@@ -131,6 +135,9 @@ class SeveralScorers:
         for scorer in self._scorers:
             scorer.merge(ranks)
 
+    def layers(self, request: int) -> list[Tensor]:
+        return self._of_request[request].layers(request)
+
     def ranking(self, request: int) -> Tensor:
         return self._of_request[request].ranking(request)
 
@@ -174,6 +181,14 @@ class TorchScorer:
             statistic = self._rankers[request].statistic
             self._scores[request] = [of_all_heads(statistic, next(layers)) for _ in scores]
 
+    def layers(self, request: int) -> list[Tensor]:
+        scored, ranker = self._requests[request], self._rankers[request]
+        found: list[Tensor] = []
+        with contain([scored.state], "explaining its prompt"):
+            if ranker.statistic != "nothing":
+                found = [ranker.rank([layer]) for layer in self._scores[request]]
+        return found
+
     def ranking(self, request: int) -> Tensor:
         scored = self._requests[request]
         ranking = torch.zeros(scored.tokens - self._config.window, device=self._table.device)
@@ -201,11 +216,19 @@ class KernelScorer:
         self._max_tokens = max(scored.tokens for scored in requests)
         self._described = on_device(described, torch.int32, table.device)
         self._rankings = torch.zeros(len(ranker.looks), sum(counts), device=table.device)
+        # As _rankings, of each layer alone; empty where nobody asks to be explained.
+        self._is_explained = any(scored.state.plan.options.explain for scored in requests)
+        self._layers: list[Tensor] = []
 
     def score(self, queries: Tensor, key_buffer: Tensor, scaling: float) -> None:
         with contain([scored.state for scored in self._requests], SCORING):
+            if self._is_explained:
+                self._layers.append(torch.zeros_like(self._rankings))
             for index in range(len(self._ranker.looks)):
-                self.fold(index, self.mass(index, queries, key_buffer, scaling), self._first_layer)
+                mass = self.mass(index, queries, key_buffer, scaling)
+                self.fold(index, mass, self._first_layer)
+                if self._is_explained:
+                    self._fold(self._layers[-1][index], mass, first_layer=True)
             self._first_layer = False
 
     def mass(self, look: int, queries: Tensor, key_buffer: Tensor, scaling: float) -> Tensor:
@@ -235,12 +258,15 @@ class KernelScorer:
 
     def fold(self, look: int, mass: Tensor, first_layer: bool) -> None:
         """Fold one layer's mass into the rankings of a look; those of a first layer replace what they hold."""
+        self._fold(self._rankings[look], mass, first_layer)
+
+    def _fold(self, rankings: Tensor, mass: Tensor, first_layer: bool) -> None:
         from claa_sglang.kernels.fold import fold
 
         fold(
             mass,
             self._described,
-            self._rankings[look],
+            rankings,
             window=self._config.window,
             pool_kernel=self._ranker.pool_kernel,
             max_tokens=self._max_tokens,
@@ -251,8 +277,15 @@ class KernelScorer:
         # z-scores are of one KV head each, so the ranking over all of them is the largest of any rank's.
         ranks.largest(self._rankings)
 
+    def layers(self, request: int) -> list[Tensor]:
+        return [self._of(request, layer) for layer in self._layers]
+
     def ranking(self, request: int) -> Tensor:
-        folded, *others = (ranking[self._spans[request]] for ranking in self._rankings)
+        return self._of(request, self._rankings)
+
+    def _of(self, request: int, rankings: Tensor) -> Tensor:
+        """fp32 `[tokens - window]` of one request, of the looks' rankings of all."""
+        folded, *others = (ranking[self._spans[request]] for ranking in rankings)
         if others:
             return join(folded, others[0], self._ranker.carry)
         return carry(folded, self._ranker.carry) if self._ranker.carry else folded

@@ -81,6 +81,8 @@ def wrong_defaults(preferred: object) -> str | None:
         return str(error)
     if options.keep is not None:
         return f"custom_params.{KEY}.keep: positions are those of one prompt; give keep_rate, or keep in each request"
+    if options.explain:
+        return f"custom_params.{KEY}.explain: a report for each request would be large; give it in single requests"
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from claa_sglang.config.config import ClaaConfig, KeepRate, Layer, PolicyName
+from claa_sglang.config.config import ClaaConfig, KeepRate, Layer, PolicyName, Window
 from claa_sglang.ranking import spec
 
 Positions = Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(min_length=1)]
@@ -28,6 +28,8 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "return_kept": (bool, "true or false; default false"),
     "finish": (bool, "true or false; default true"),
     "decode_dense_layers": (Layer | None, "--claa-decode-dense-layers, or all"),
+    "explain": (bool, "true or false; default false"),
+    "explain_window": (Window | None, "1 to 1024 tokens; default none"),
 }
 
 
@@ -46,6 +48,8 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     return_kept: report the kept positions in `meta_info["claa"]`.
     finish: False leaves what it caches pruned, where the server would make it dense when it is idle.
     decode_dense_layers: first layers in which its generated tokens read the whole prompt; None means the server's own.
+    explain: report the kept positions, and the score of each token at each prune and in each layer that ranks.
+    explain_window: last tokens of the prompt of which the report says what they look at; None for none.
     """
 
     enabled: bool = True
@@ -56,6 +60,8 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     return_kept: bool = False
     finish: bool = True
     decode_dense_layers: Layer | None = None
+    explain: bool = False
+    explain_window: Window | None = None
 
 
 def parse_options(custom_params: object) -> RequestOptions:
@@ -95,6 +101,8 @@ def _check_together(options: RequestOptions) -> None:
             spec.parse(options.ranker)
         except spec.RankerError as error:
             raise RequestError(f"custom_params.claa.ranker: {error}") from error
+    if options.explain_window is not None and not options.explain:
+        raise RequestError("custom_params.claa.explain_window: is part of an explanation; add explain, or leave it out")
     if options.keep is None:
         return
     if options.keep_rate is not None or options.ranker is not None:
@@ -125,6 +133,34 @@ def check_decoding(options: RequestOptions, config: ClaaConfig) -> None:
             else f"without --claa-decode-dense-layers; give {offered}, or leave it out"
         )
     )
+
+
+def check_explain(options: RequestOptions, config: ClaaConfig, prompt_tokens: int | None, most: int | None) -> None:
+    """Raises RequestError where a request may not be explained, or its `explain_window` has no room.
+
+    prompt_tokens: of its prompt; None where they are not known. most: tokens that the last chunk of a prompt can have
+    for sure (`start.server_config.largest_window`); None where prompts are not cut.
+    """
+    if not options.explain:
+        return
+    if not config.allow_explain:
+        raise RequestError(
+            "custom_params.claa.explain: this server was started without --claa-allow-explain; start it with that "
+            "flag, or leave explain out"
+        )
+    window = options.explain_window
+    if window is None:
+        return
+    if prompt_tokens is not None and window >= prompt_tokens:
+        raise RequestError(
+            f"custom_params.claa.explain_window: {window} tokens leave nothing to look at in a prompt of "
+            f"{prompt_tokens}; give fewer"
+        )
+    if most is not None and window > most:
+        raise RequestError(
+            f"custom_params.claa.explain_window: {window} tokens do not fit a prefill step; give at most {most}, or "
+            "start the server with a larger --chunked-prefill-size"
+        )
 
 
 def allowed_keys() -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from claa_sglang.requests.explanation import explanation
+
 if TYPE_CHECKING:
     from claa_sglang.requests.state import RequestState
 
@@ -22,6 +24,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
     went dense, are its first tokens that an earlier pruned request had cached, and that were made dense since.
     `would_keep`, of a server that observes, is what a prune would have kept.
     cached_tokens: prompt tokens that were in the prefix cache when the request was first scheduled.
+    With `options.explain`, `explain` is as `explanation` says, and `kept` is there too.
     With several prune steps the top-level values are the first step's, and `steps` lists all. With
     `options.return_kept`, `kept` are the kept prompt positions, ascending; that copies them from the device
     (one wait, for requests that ask). Positions of a step that was not ranked (an early abort) are left out.
@@ -37,6 +40,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
             "early_cached_tokens": cached_tokens,
             **({"finished_tokens": state.decision.finished} if state.decision.finished else {}),
             **({"would_keep": _observed(state)} if state.observed else {}),
+            **_explain(state),
         }
     steps = [_step(state, index) for index in range(len(plan.steps))]
     report: Report = {
@@ -49,6 +53,7 @@ def build_report(state: RequestState, cached_tokens: int) -> Report:
         "ranker": "given" if plan.options.keep is not None else str(plan.ranker),
         **steps[0],
         **({} if plan.decode_dense_layers is None else {"decode_dense_layers": plan.decode_dense_layers}),
+        **_explain(state),
     }
     if len(steps) > 1:
         report["steps"] = steps
@@ -90,6 +95,10 @@ def _policy(state: RequestState) -> Report:
     return {} if state.decision.why is None else {"policy": "auto"}
 
 
+def _explain(state: RequestState) -> Report:
+    return {"explain": explanation(state)} if state.plan.options.explain else {}
+
+
 def _observed(state: RequestState) -> Report | None:
     """What a prune would have kept; None where the prompt was not ranked: too little of it was computed in one step."""
     if state.progress.kept[0] is None:
@@ -107,6 +116,6 @@ def _step(state: RequestState, index: int) -> Report:
         "score_layers": list(step.score_layers),
     }
     kept = state.progress.kept[index]
-    if plan.options.return_kept and kept is not None:
+    if (plan.options.return_kept or plan.options.explain) and kept is not None:
         values["kept"] = kept.tolist()
     return values

@@ -13,6 +13,7 @@ from claa_sglang.config.config import ClaaConfig, PruneStep
 from claa_sglang.ranking.spec import RankerSpec, parse
 from claa_sglang.requests.dense_rules import OBSERVED
 from claa_sglang.requests.options import RequestOptions
+from claa_sglang.requests.step_scores import StepScores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +59,7 @@ class Progress:
             after a step begin when those before it are complete. (0, 0) until they begin.
         last_slots: between the parts of a late prefill, the slots (int64 `[n]`) that have early KV and boundary states
             of the prompt's last page; late slots own them.
+        explained: per step, what `options.explain` asks for; None until ranked, and where nothing is ranked.
         borrowed: slots (int64 `[kept_counts[0]]`) that serve as late slots and belong to somebody else, in a step of
             finishing (`patches/finishing.py`). None for a request of a client, whose late slots are taken and freed.
         listed: what its row of kept tokens was listed from: (stock row, tokens of it that are the prefix cache's), as
@@ -66,6 +68,7 @@ class Progress:
     """
 
     kept: list[Tensor | None] = field(default_factory=list)
+    explained: list[StepScores | None] = field(default_factory=list)
     late_computed_tokens: int = 0
     late_spans: list[tuple[int, int]] = field(default_factory=list)
     last_slots: Tensor | None = None
@@ -76,7 +79,7 @@ class Progress:
     @classmethod
     def before_any(cls, steps: int) -> Progress:
         """Of a request of which nothing was computed."""
-        return cls(kept=[None] * steps, late_spans=[(0, 0)] * steps)
+        return cls(kept=[None] * steps, explained=[None] * steps, late_spans=[(0, 0)] * steps)
 
     def reset_scheduling(self) -> None:
         """The late slots are given back, in a retraction too: the late prefill is scheduled from its start. What was
@@ -124,6 +127,10 @@ class RequestState:
     def observed(self) -> bool:
         """Whether it takes the stock path, and its prompt is ranked for its report. Its plan has prune steps."""
         return not self.pruned and bool(self.plan.steps)
+
+    def last_rows(self, window: int) -> int:
+        """Tokens that the last chunk of its prompt must have: the `window` that ranks, or the one that is explained."""
+        return max(window, self.plan.options.explain_window or 0)
 
     @property
     def pruned(self) -> bool:

@@ -57,6 +57,14 @@ def model_of(server_args: Any) -> Model:
     )
 
 
+def largest_window(server_args: Any) -> int | None:
+    """Tokens that the last chunk of a prompt can have, whatever the chunks before it: a chunk, less what page ends
+    take of it; None where prompts are not cut."""
+    arguments = resolved_view(server_args)
+    chunk = arguments.chunked_prefill_size or 0
+    return chunk - (arguments.page_size or 1) + 1 if chunk > 0 else None
+
+
 def _room(server_args: Any, model: Any) -> Room | None:
     """What a slot's KV rows hold on one rank; None for attention that is refused anyway, as it has no such rows."""
     if model.attention_arch.name != "MHA":

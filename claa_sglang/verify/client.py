@@ -10,12 +10,13 @@ from typing import Any
 
 import requests
 
+from claa_sglang.tools.ask_error import one_line
+from claa_sglang.tools.connection import Connection
 from claa_sglang.tools.streaming import StreamFailed, timed
 from claa_sglang.verify.cost import Cost
-from claa_sglang.verify.error import VerifyError, one_line
+from claa_sglang.verify.error import VerifyError
 
 TOPS = 5  # log probabilities of each generated token
-INFO_TIMEOUT = 30.0  # seconds
 LEAST_VOCABULARY = 256  # of any model: a token for each byte
 DENSE: Mapping[str, Any] = {"enabled": False}
 # Always: the policy would leave dense what it expects no gain from. Not finished: nobody will ask on, so that idle
@@ -70,28 +71,23 @@ class Client:
         timeout: float = 600.0,
         asked: Callable[[], object] = lambda: None,
     ):
-        self.url = url.rstrip("/")
+        self._connection = Connection(url, api_key, timeout, error=VerifyError)
+        self.url = self._connection.url
         self.cost = Cost()
         self.asked = asked
-        self._timeout = timeout
-        self._key = api_key
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
     def server_info(self) -> dict[str, Any]:
         """What /server_info says, of a server with CLAA."""
-        info = self._get("/server_info")
-        if "claa" not in info:
-            raise VerifyError(f"{self.url} serves no CLAA: start it with --enable-claa")
-        return info
+        return self._connection.server_info()
 
     def model_info(self) -> dict[str, Any]:
         """What /model_info says."""
-        return self._get("/model_info")
+        return self._connection.get("/model_info")
 
     def vocabulary(self) -> int:
         """Token ids of the model. Computes nothing: the server says it as it refuses to report a token there is not."""
         body = {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}}
-        answer = self._send("POST", "/generate", {**body, "return_logprob": True, "token_ids_logprob": [-1]})
+        answer = self._connection.send("POST", "/generate", {**body, "return_logprob": True, "token_ids_logprob": [-1]})
         found = re.search(r"valid range is \[0, (\d+)\)", answer.text)
         return int(found[1]) if found else LEAST_VOCABULARY
 
@@ -119,7 +115,7 @@ class Client:
         if stream:
             ttft, found = self._streamed(body)
         else:
-            found = self._json(self._send("POST", "/generate", body), "/generate")
+            found = self._connection.post("/generate", body)
         return self._answer(found, began, ttft)
 
     def _answer(self, found: dict[str, Any], began: float, ttft: float | None) -> Answer:
@@ -147,43 +143,8 @@ class Client:
 
     def _streamed(self, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         try:
-            return timed(self.url, body, self._timeout, self._headers)
+            return timed(self.url, body, self._connection.timeout, self._connection.headers)
         except StreamFailed as error:
             raise VerifyError(one_line(str(error))) from error
         except (requests.RequestException, ValueError) as error:
-            raise self._unreachable("/generate", error) from error
-
-    def _get(self, path: str) -> dict[str, Any]:
-        answer = self._send("GET", path)
-        if answer.status_code in (401, 403):
-            wanted = "wants an API key: give it with --api-key" if self._key is None else "refuses the given --api-key"
-            raise VerifyError(f"{self.url} {wanted}")
-        if answer.status_code == 404:
-            raise VerifyError(f"{self.url} has no {path}, so it is no SGLang server: correct --url")
-        return self._json(answer, path)
-
-    def _json(self, answer: requests.Response, path: str) -> dict[str, Any]:
-        if answer.status_code != 200:
-            raise VerifyError(f"{path}: HTTP {answer.status_code}: {one_line(answer.text)}")
-        try:
-            found = answer.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise VerifyError(f"{self.url}{path} does not answer as SGLang does: correct --url")
-        return found
-
-    def _send(self, method: str, path: str, body: Any = None) -> requests.Response:
-        timeout = self._timeout if method == "POST" else INFO_TIMEOUT
-        try:
-            return requests.request(method, self.url + path, json=body, timeout=timeout, headers=self._headers)
-        except requests.RequestException as error:
-            raise self._unreachable(path, error) from error
-
-    def _unreachable(self, path: str, error: Exception) -> VerifyError:
-        if isinstance(error, requests.Timeout):
-            return VerifyError(f"{self.url}{path}: no answer in time: give more seconds with --timeout")
-        if isinstance(error, requests.ConnectionError):
-            more = " any more: look at its log" if self.cost.requests else ": start a server, or correct --url"
-            return VerifyError(f"no server answers at {self.url}{more}")
-        return VerifyError(f"{self.url}{path}: {one_line(str(error))}: correct --url, such as http://127.0.0.1:30000")
+            raise self._connection.unreachable("/generate", error) from error

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
+from claa_sglang.tools.ask_error import AskError
 
-class VerifyError(RuntimeError):
+
+class VerifyError(AskError):
     """Nothing can be verified; the message is one line and says what to do."""
-
-
-def one_line(text: str, most: int = 300) -> str:
-    """`text` without line breaks, cut off after `most` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"

@@ -8,7 +8,8 @@ from typing import Any
 
 from claa_sglang.tasks.encode import token_ids
 from claa_sglang.tasks.generate import TaskError, generate
-from claa_sglang.verify.error import VerifyError, one_line
+from claa_sglang.tools.ask_error import one_line
+from claa_sglang.verify.error import VerifyError
 from claa_sglang.verify.prompts import Needle
 
 TASK = "needle-number"

@@ -79,6 +79,11 @@ WORKS: tuple[Works, ...] = (
         "test_observe.py::test_answers_are_stock_s_and_the_report_says_what_would_be_kept",
         "nothing is dropped; one prune, on the CPU engine so far",
     ),
+    Works(
+        "`explain`, with `--claa-allow-explain`",
+        "test_explain.py::test_scores_are_the_reference_s_and_the_answer_is_the_same",
+        "not with `--tp-size` above 1",
+    ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
         "retraction when memory is short",
@@ -97,8 +102,8 @@ Where a body asks, and where the answer says what came of it.
 {rows}
 
 A value out of its range is HTTP 400 on each, streamed or not, and so are options at a place where the route does
-not read them. A `keep` beyond the prompt is known only once the prompt is tokenized: where SGLang has sent the
-status of a stream by then, the stream ends with an error.
+not read them. A `keep` beyond the prompt is known only once the prompt is tokenized, and so is an `explain` that the
+server does not allow: where SGLang has sent the status of a stream by then, the stream ends with an error.
 
 {dense} run dense, and options there are HTTP 400.
 {health} send one token, which is dense.
@@ -115,7 +120,8 @@ Whether a request was pruned stays.
 `--preferred-sampling-params '{{"custom_params": {{"claa": {{"keep_rate": 0.5}}}}}}'` counts on every route, key by
 key: a request that gives other keys keeps the default rate, its own `keep_rate` replaces it, and `null` stands for
 the server's `--claa-keep-rate`. A request's `keep` replaces a default `keep_rate` and `ranker`. Other
-`custom_params` are merged as SGLang merges them. Bad values stop the start, and so does a default `keep`.
+`custom_params` are merged as SGLang merges them. Bad values stop the start, and so does a default `keep` or
+`explain`.
 
 """
 

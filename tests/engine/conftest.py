@@ -48,9 +48,11 @@ def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    """The tiny llama with CLAA at its defaults, except that short prompts are pruned too; chunks of 256 tokens."""
+    """The tiny llama with CLAA at its defaults, except that short prompts are pruned too, and requests may be
+    explained; chunks of 256 tokens."""
     chunk = ("--chunked-prefill-size", str(SHARED_CHUNK))
-    with server(tiny_model("llama"), *CLAA_FLAGS, *TINY_FLAGS, *chunk, env=STRICT | ONE_THREAD) as running:
+    flags = (*CLAA_FLAGS, "--claa-allow-explain", *TINY_FLAGS, *chunk)
+    with server(tiny_model("llama"), *flags, env=STRICT | ONE_THREAD) as running:
         yield running
 
 

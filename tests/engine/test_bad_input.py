@@ -247,6 +247,13 @@ def test_bad_options(served: Server, route: str, stream: bool) -> None:
 
 @both_ways
 @pytest.mark.parametrize("route", ROUTES)
+def test_explain_without_the_flag(served: Server, route: str, stream: bool) -> None:
+    status, text = send(served, *on_route(route, '{"claa": {"explain": true}}', stream))
+    assert status == 400 and "without --claa-allow-explain" in text, text[:500]
+
+
+@both_ways
+@pytest.mark.parametrize("route", ROUTES)
 def test_good_options_in_odd_writing(served: Server, route: str, stream: bool) -> None:
     for claa in (
         "null",

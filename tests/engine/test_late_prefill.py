@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests import tiny_models
 from tests.answers import ONE_THREAD, STRICT, TINY_FLAGS, Answer, Ask, ask, ask_together, check, check_idle
 from tests.engine.conftest import CLAA_FLAGS, SCHEDULE
 from tests.engine_server import Server, second_plugin, server
+from tests.explained import check_explained
 from tests.reference_model import ReferenceModel
 
 pytestmark = pytest.mark.engine
@@ -54,7 +56,7 @@ def running(
     plugin = second_plugin(tmp_path_factory.mktemp("recorder"), "claa_test_rows", RECORDER)
     env = {**plugin, **STRICT, **ONE_THREAD, "CLAA_TEST_ROWS": str(rows_file)}
     schedule = SCHEDULE if prunes == 2 else ()
-    flags = (*CLAA_FLAGS, *schedule, *TINY_FLAGS, "--chunked-prefill-size", str(CHUNK))
+    flags = (*CLAA_FLAGS, "--claa-allow-explain", *schedule, *TINY_FLAGS, "--chunked-prefill-size", str(CHUNK))
     with server(tiny_model("llama"), *flags, env=env) as started:
         yield started
 
@@ -89,6 +91,20 @@ def test_alone(
         assert sum(late) == 2 * len(kept) and sum(n > 0 for n in late) == 2 * -(-len(kept) // CHUNK)
     assert len(answer.kept_by_step) == prunes and len(answer.kept_by_step[0]) == int(keep * 700)
     check_idle(running)
+
+
+def test_explained(running: Server, reference: ReferenceModel) -> None:
+    """The scores of every prune, as it was ranked in a step between others; cold and over a hit."""
+    running.flush()
+    asked = Ask(tiny_models.prompt(700, seed=205), 0.5, new=2, options={"explain": True, "explain_window": 80})
+    for cached in (0, 700 - 80):
+        answer = ask(running, asked)
+        expected = reference.pruned(asked.prompt, answer.tokens, 0.5)
+        check(answer, expected)
+        check_explained(answer.report, expected)
+        assert answer.cached == cached
+    plain = ask(running, replace(asked, options={}))
+    assert (plain.tokens, plain.kept_by_step) == (answer.tokens, answer.kept_by_step)
 
 
 def test_together(running: Server, reference: ReferenceModel, rows: Callable[[], list[list[int]]]) -> None:

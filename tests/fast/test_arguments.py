@@ -36,6 +36,7 @@ FLAGS = {
     "--claa-finish": ("idle", "off", "default idle"),
     "--claa-finish-chunk": ("prompt tokens", "1 or more", "default what takes about 10 ms beside launching"),
     "--claa-decode-dense-layers": ("attend to the whole prompt", "0 or more", "default all up to the prune layer"),
+    "--claa-allow-explain": ("score of each prompt token", "default off"),
     "--claa-profile": ("JSON file", "an explicit flag wins"),
 }
 
@@ -120,6 +121,7 @@ def test_config_is_made_once_and_travels_with_the_record(model: str, tmp_path: P
         ({"claa_prune_layer": "3"}, "--claa-prune-layer '3'"),
         ({"claa_policy": True}, "--claa-policy True"),
         ({"claa_ranker": 3}, "--claa-ranker 3"),
+        ({"claa_allow_explain": "true"}, "--claa-allow-explain 'true': "),
         ({"claa_profile": Path("no.json")}, "--claa-profile no.json: cannot be read"),
     ],
 )

@@ -37,6 +37,8 @@ from claa_sglang.patches.arguments import add_flags, read_config, take_flags
         ("claa-min-prompt-tokens: 0", 0),
         ("claa-policy: always", "always"),
         ("claa-profile: p.json", "p.json"),
+        ("claa-allow-explain: true", True),
+        ("claa-allow-explain: false", None),
     ],
 )
 def test_a_configuration_file_says_what_a_command_line_says(tmp_path: Path, line: str, found: Any) -> None:
@@ -61,6 +63,9 @@ def test_a_configuration_file_says_what_a_command_line_says(tmp_path: Path, line
         ("claa-keep-rate: []", r"claa-keep-rate: arrived as the list \[\]"),
         ("claa-ranker: off", "claa-ranker: arrived as False"),
         ("claa-profile: null", "claa-profile: has no value"),
+        ("claa-allow-explain: 1", "claa-allow-explain: arrived as 1. Give true or false"),
+        ("claa-allow-explain: 'yes'", "claa-allow-explain: arrived as 'yes'"),
+        ("claa-allow-explain:", "claa-allow-explain: has no value"),
         ("claa-window: 8.5", "invalid int value: '8.5'"),
     ],
 )

@@ -61,9 +61,9 @@ def test_it_ships_records(wheel: zipfile.ZipFile, folder: str) -> None:
     assert records and records <= set(files(wheel))
 
 
-def test_it_ships_the_mark_of_typed_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_it_ships_the_mark_of_typed_packages_the_page_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     others = {name for name in files(wheel) if not name.endswith((".py", ".json"))}
-    assert others == {"claa_sglang/py.typed"}
+    assert others == {"claa_sglang/py.typed", "claa_sglang/explain/page.html"}
     assert all(name.split("/")[1] in ("profiles", "plan") for name in files(wheel) if name.endswith(".json"))
 
 

@@ -172,7 +172,8 @@ def test_a_broken_key_or_query_spoils_its_own_head_alone() -> None:
 
 @pytest.mark.parametrize("ranker", ["claa:last=off,carry=0", "claa:paper", "last-query:carry=0"])
 def test_the_scorers_keep_the_same_tokens_within_rounding(ranker: str) -> None:
-    """A token that one of them keeps and the other drops ranks within rounding of the edge."""
+    """A token that one of them keeps and the other drops ranks within rounding of the edge. Explained, each layer
+    alone ranks as in torch."""
     shape = Shape((8191, 1025, 3000), WINDOW, 32, 8, 128, BF16)
     layers = [make_batch(shape, device="cuda", spread=1.5, seed=seed) for seed in range(3)]
     table = layers[0].table
@@ -180,15 +181,18 @@ def test_the_scorers_keep_the_same_tokens_within_rounding(ranker: str) -> None:
     made = rankers.make(parse(ranker), pool_kernel=CONFIG.pool_kernel)
     kinds = {"triton": KernelScorer, "flashinfer": FlashInferScorer}
     found: dict[str, list[Tensor]] = {}
+    alone: dict[str, list[list[Tensor]]] = {}
+    asked = RequestOptions(ranker=ranker, explain=True)
     for name, kind in kinds.items():
         requests = [
-            Scored(i, RequestState.pruned_request(RequestOptions(ranker=ranker), CONFIG, n), first, row, n)
+            Scored(i, RequestState.pruned_request(asked, CONFIG, n), first, row, n)
             for i, (n, first, row) in enumerate(zip(tokens, first_rows, table_rows, strict=True))
         ]
         scorer = make_scorer(requests, table, msgspec.structs.replace(CONFIG, scorer=name))
         assert type(scorer) is kind
         for layer in layers:
             scorer.score(layer.q, layer.key_buffer, 128**-0.5)
+        alone[name] = [scorer.layers(request.request) for request in requests]
         found[name] = [scorer.ranking(request.request) for request in requests]
         assert all(request.state.progress.error is None for request in requests)
     for i, n in enumerate(tokens):
@@ -199,6 +203,8 @@ def test_the_scorers_keep_the_same_tokens_within_rounding(ranker: str) -> None:
         edge = want[sorted(by_torch - {0, *range(n - WINDOW, n)})].min()
         for name, rankings in found.items():
             torch.testing.assert_close(rankings[i], want, rtol=1e-3, atol=1e-3, msg=f"{name}, request {i}")
+            by_layer = [made.rank([layer]) for layer in scores]
+            torch.testing.assert_close(alone[name][i], by_layer, rtol=1e-3, atol=1e-3, msg=f"{name}, request {i}")
             differing = by_torch ^ set(selection.select(rankings[i], n, kept, WINDOW).tolist())
             for position in differing:
                 assert abs(want[position] - edge) <= 2e-3 * (1 + abs(edge)), (name, i, position)

@@ -46,15 +46,15 @@ IN_KERNELS = {
 }
 
 
-def scored(request: int, ranker: str) -> Scored:
-    state = RequestState.pruned_request(RequestOptions(ranker=ranker), CONFIG, TOKENS)
+def scored(request: int, ranker: str, explain: bool = False) -> Scored:
+    state = RequestState.pruned_request(RequestOptions(ranker=ranker, explain=explain), CONFIG, TOKENS)
     return Scored(request, state, request * CONFIG.window, request, TOKENS)
 
 
 def test_each_request_has_its_own_ranker() -> None:
     torch.manual_seed(0)
     table = torch.randperm(len(NAMES) * TOKENS).view(len(NAMES), TOKENS)
-    requests = [scored(index, name) for index, name in enumerate(NAMES)]
+    requests = [scored(index, name, explain=True) for index, name in enumerate(NAMES)]
     scorer = make_scorer(requests, table, CONFIG)
     assert isinstance(scorer, TorchScorer)
     layers = [
@@ -67,7 +67,11 @@ def test_each_request_has_its_own_ranker() -> None:
         ranker = rankers.make(spec.parse(name), pool_kernel=CONFIG.pool_kernel)
         rows = slice(request.first_row, request.first_row + CONFIG.window)
         own = table[request.table_row]
-        expected = ranker.rank([ranker.score_layer(q[rows], k[own], scaling=0.3) for q, k in layers])
+        scores = [ranker.score_layer(q[rows], k[own], scaling=0.3) for q, k in layers]
+        alone = [] if name == "uniform" else [ranker.rank([score]) for score in scores]
+        found = scorer.layers(request.request)
+        assert len(found) == len(alone) and all(map(torch.equal, found, alone)), name
+        expected = ranker.rank(scores)
         assert torch.equal(scorer.ranking(request.request), expected), name
         assert request.state.progress.error is None
 
@@ -109,7 +113,8 @@ def test_the_kernels_rank_as_torch_does_each_ranker_beside_the_others(monkeypatc
     torch.manual_seed(1)
     names = [*IN_KERNELS, "fastkv", "claa"]
     table = torch.randperm(len(names) * TOKENS).view(len(names), TOKENS).int()
-    requests = [scored(index, name) for index, name in enumerate(names)]
+    asking = ("claa", "claa:paper")  # two that have a scorer together, and one alone
+    requests = [scored(index, name, explain=name in asking) for index, name in enumerate(names)]
     groups = {name: [one for one, own in zip(requests, names, strict=True) if own == name] for name in names}
     assert [len(own) for own in groups.values()] == [2, *[1] * len(IN_KERNELS)]
     scorer = SeveralScorers(
@@ -120,11 +125,20 @@ def test_the_kernels_rank_as_torch_does_each_ranker_beside_the_others(monkeypatc
         ]
     )
     torch_scorer = TorchScorer(requests, table, CONFIG)
+    unasked = KernelScorer([scored(0, "claa"), scored(len(names) - 1, "claa")], table, CONFIG, IN_KERNELS["claa"])
     for _ in range(3):
         queries = 2 * torch.randn(len(names) * CONFIG.window, HEADS, DIM)
         keys = 2 * torch.randn(table.numel(), KV_HEADS, DIM)
         scorer.score(queries, keys, 0.25)
         torch_scorer.score(queries, keys, 0.25)
+        unasked.score(queries, keys, 0.25)
+    for index in (index for index, name in enumerate(names) if name in asking):
+        layers = [torch.stack(of.layers(index)) for of in (scorer, torch_scorer)]
+        assert layers[0].shape == (3, TOKENS - CONFIG.window)
+        # Places of "claa" are of ranks: two rows as good as equal may have each other's.
+        others = ~layers[0].isclose(layers[1], rtol=1e-4, atol=1e-4)
+        assert others.sum() <= (0 if names[index] == "claa:paper" else 2)
+    assert not unasked.layers(0) and torch.equal(unasked.ranking(0), scorer.ranking(0)), "asking changes no ranking"
     for index, name in enumerate(names):
         torch.testing.assert_close(scorer.ranking(index), torch_scorer.ranking(index), rtol=1e-4, atol=1e-4, msg=name)
 

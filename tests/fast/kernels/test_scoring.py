@@ -159,6 +159,33 @@ def test_scoring_by_groups_of_heads_changes_nothing(budget: int, monkeypatch: py
     torch.testing.assert_close(scoring.window_peaks(q, k, scaling=0.125), peaks)
 
 
+@pytest.mark.parametrize("window", [1, 2, 31, 32, 33, 64, 100])
+def test_shares_are_the_mean_weight_over_queries_and_heads(window: int) -> None:
+    """Of a window in one part and in several; with what it gives to itself they are all of its attention."""
+    case = Case(tokens=window + 40, window=window, heads=6, kv_heads=3, dim=16, pool=1)
+    q, k = _inputs(case)
+    shares = scoring.window_shares(q, k, scaling=0.25)
+    weights = torch.zeros(case.heads, window, case.tokens, dtype=torch.float64)
+    for head in range(case.heads):
+        logits = 0.25 * q[:, head].double() @ k[:, head // 2].double().T
+        for row in range(window):
+            seen = case.tokens - window + row + 1
+            weights[head, row, :seen] = torch.softmax(logits[row, :seen], dim=0)
+    torch.testing.assert_close(shares.double(), weights.mean((0, 1))[:40], rtol=1e-5, atol=1e-8)
+    assert shares.sum() < 1
+
+
+def test_shares_of_a_long_window_take_no_more_memory_than_of_a_short_one() -> None:
+    sizes = []
+    for window in (scoring.SHARED, 16 * scoring.SHARED):
+        case = Case(tokens=3000, window=window, heads=9, kv_heads=3, dim=64, pool=1)
+        q, k = _inputs(case)
+        with _LargestTensor() as seen:
+            scoring.window_shares(q, k, scaling=0.125)
+        sizes.append(seen.largest)
+    assert sizes[1] <= sizes[0]
+
+
 class _LargestTensor(TorchDispatchMode):
     """Bytes of the largest tensor that any operation returns."""
 

@@ -9,7 +9,14 @@ import msgspec
 import pytest
 
 from claa_sglang.config.config import ClaaConfig, PruneStep
-from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, check_keep, parse_options
+from claa_sglang.requests.options import (
+    RequestError,
+    RequestOptions,
+    check_decoding,
+    check_explain,
+    check_keep,
+    parse_options,
+)
 
 
 @pytest.mark.parametrize("custom_params", [None, {}, {"other": object()}, {"claa": {}}, {"claa": None}])
@@ -27,6 +34,8 @@ def test_nothing_asked_gives_the_defaults(custom_params: object) -> None:
         ({"finish": False}, RequestOptions(finish=False)),
         ({"finish": True}, RequestOptions()),
         ({"decode_dense_layers": 0}, RequestOptions(decode_dense_layers=0)),
+        ({"explain": True, "explain_window": 1024}, RequestOptions(explain=True, explain_window=1024)),
+        ({"explain": False, "explain_window": None}, RequestOptions()),
         (MappingProxyType({"keep_rate": 1e-9}), RequestOptions(keep_rate=1e-9)),
     ],
 )
@@ -46,7 +55,7 @@ def test_a_bad_keep_rate_is_refused_with_its_range(value: object) -> None:
         parse_options({"claa": {"keep_rate": value}})
 
 
-@pytest.mark.parametrize("key", ["enabled", "return_kept", "finish"])
+@pytest.mark.parametrize("key", ["enabled", "return_kept", "finish", "explain"])
 @pytest.mark.parametrize("value", [0, 1, "true", "", None, [True], {}, 0.0], ids=repr)
 def test_a_bad_switch_is_refused_with_its_values(key: str, value: object) -> None:
     with pytest.raises(RequestError, match=rf"custom_params\.claa\.{key}: .* true or false"):
@@ -109,3 +118,32 @@ def test_layers_that_decode_over_kept_tokens_are_the_servers_or_none() -> None:
             check_decoding(RequestOptions(decode_dense_layers=layers), restricted)
     with pytest.raises(RequestError, match="without --claa-decode-dense-layers; give 6 or more"):
         check_decoding(RequestOptions(decode_dense_layers=2), without)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1025, True, "8", 8.5])
+def test_an_explained_window_has_a_range(value: object) -> None:
+    with pytest.raises(RequestError, match=r"explain_window: .* 1 to 1024 tokens"):
+        parse_options({"claa": {"explain": True, "explain_window": value}})
+
+
+def test_an_explained_window_is_part_of_an_explanation() -> None:
+    for asked in ({"explain_window": 8}, {"explain_window": 8, "explain": False}):
+        with pytest.raises(RequestError, match="explain_window: .* add explain"):
+            parse_options({"claa": asked})
+
+
+def test_a_request_is_explained_where_the_server_allows_it_and_there_is_room() -> None:
+    step = PruneStep(prune_layer=5, keep_rate=0.2, score_layers=(5,))
+    closed = ClaaConfig(steps=(step,), num_layers=8)
+    allowed = msgspec.structs.replace(closed, allow_explain=True)
+    asked, wide = RequestOptions(explain=True), RequestOptions(explain=True, explain_window=100)
+    check_explain(RequestOptions(), closed, 10, 64)
+    check_explain(asked, allowed, 10, 64)
+    for tokens, most in ((101, 100), (None, 100), (101, None), (None, None)):
+        check_explain(wide, allowed, tokens, most)
+    with pytest.raises(RequestError, match="without --claa-allow-explain; start it with that flag, or leave"):
+        check_explain(asked, closed, 10, 64)
+    with pytest.raises(RequestError, match="100 tokens leave nothing to look at in a prompt of 100; give fewer"):
+        check_explain(wide, allowed, 100, 100)
+    with pytest.raises(RequestError, match="give at most 99, or start the server with a larger --chunked-prefill"):
+        check_explain(wide, allowed, 200, 99)
