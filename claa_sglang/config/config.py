@@ -21,6 +21,7 @@ Layer = Annotated[int, Meta(ge=0, le=9999)]
 Layers = Annotated[tuple[Layer, ...], Meta(min_length=1)]
 Window = Annotated[int, Meta(ge=1, le=1024)]
 PoolKernel = Annotated[int, Meta(ge=1, le=1023)]
+ShadowRate = Annotated[float, Meta(ge=0, le=1)]
 PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 ModeName = Literal["prune", "observe"]
@@ -59,6 +60,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finish: whether pruned prefixes are made dense while the server is idle. finish_chunk: tokens of a step of that, at
     most; None for what adds about `finishing.step_size.SECONDS` to launching.
     decode_dense_layers: first layers in which generated tokens read the whole prompt; None for all of them.
+    shadow_rate: share of the pruned requests that are answered dense as well, while the server is idle.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
@@ -74,6 +76,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finish: FinishName = "idle"
     finish_chunk: ChunkTokens | None = None
     decode_dense_layers: Layer | None = None
+    shadow_rate: ShadowRate = 0.0
     profile: str | None = None
     profile_origin: str = ""
 
@@ -93,6 +96,11 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError(
                 "--claa-mode observe: what a second prune keeps is ranked by layers that saw what the first one kept. "
                 "Give one prune, such as with --claa-profile none, or leave out --claa-mode"
+            )
+        if self.mode == "observe" and self.shadow_rate:
+            raise ConfigError(
+                f"--claa-shadow-rate {self.shadow_rate:g}: --claa-mode observe prunes nothing, so there is no pruned "
+                "answer to compare. Leave out --claa-shadow-rate, or --claa-mode"
             )
 
     @property

@@ -23,6 +23,7 @@ from claa_sglang.config.config import (
     PoolKernel,
     PromptTokens,
     ScorerName,
+    ShadowRate,
     Window,
     short,
 )
@@ -88,6 +89,10 @@ HELP: dict[str, str] = {
         "first layers in which generated tokens attend to the whole prompt: 0 or more; from there to the prune layer "
         "they attend to what was kept of it, and later layers have no more (default all up to the prune layer)"
     ),
+    "shadow_rate": (
+        "share of the pruned requests that are answered dense as well, while no client waits, to compare the answers: "
+        "0 to 1 (default 0)"
+    ),
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
@@ -114,6 +119,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     finish: str | None = None
     finish_chunk: int | None = None
     decode_dense_layers: int | None = None
+    shadow_rate: float | None = None
     profile: str | None = None
 
 
@@ -154,6 +160,8 @@ def resolve(
         common["finish_chunk"] = _checked("finish_chunk", flags.finish_chunk, ChunkTokens)
     if flags.decode_dense_layers is not None:
         common["decode_dense_layers"] = _checked("decode_dense_layers", flags.decode_dense_layers, Layer)
+    if flags.shadow_rate is not None:
+        common["shadow_rate"] = _checked("shadow_rate", flags.shadow_rate, ShadowRate)
 
     origins = []
     if flags.schedule is None:

@@ -29,7 +29,8 @@ class Facts(NamedTuple):
     args: SGLang's resolved server arguments. model: its ModelConfig. window: CLAA's observation window in tokens,
     0 when the configuration itself is refused. environ: environment variables. wrong_defaults: what is wrong with the
     options of CLAA in --preferred-sampling-params, None for nothing. decodes_over_kept: whether early layers do, by
-    --claa-decode-dense-layers. observes: whether the server is one that observes, by --claa-mode.
+    --claa-decode-dense-layers. observes: whether the server is one that observes, by --claa-mode. shadows: whether it
+    answers requests dense as well, by --claa-shadow-rate.
     """
 
     args: Any
@@ -39,6 +40,7 @@ class Facts(NamedTuple):
     wrong_defaults: str | None
     decodes_over_kept: bool
     observes: bool
+    shadows: bool
 
 
 class Detail(str):
@@ -65,9 +67,10 @@ def violated(
     wrong_defaults: str | None = None,
     decodes_over_kept: bool = False,
     observes: bool = False,
+    shadows: bool = False,
 ) -> list[Rule]:
     """All rules that hold against this start, in the order of the table; empty means CLAA may run. As in `Facts`."""
-    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept, observes)
+    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept, observes, shadows)
     found = [(rule, rule.violated(facts)) for rule in RULES]
     return [
         rule._replace(reason=f"{rule.reason}: {answer}") if isinstance(answer, Detail) else rule
@@ -244,6 +247,9 @@ RULES: tuple[Rule, ...] = (
          "their own KV heads, do not put them together where nothing is dropped",
          "leave out --claa-mode, or use --tp-size 1 and --attention-backend "
          f"{{{','.join(attention_backends.WITH_OBSERVE)}}}"),
+    Rule("shadow-workers", lambda f: f.shadows and f.args.tokenizer_worker_num > 1,
+         "a tokenizer process does not see the clients of the others, so a shadow request of one would be in their way",
+         "leave out --claa-shadow-rate, or use --tokenizer-worker-num 1"),
     Rule("kv-dtype", lambda f: _kv_type(f) is KvType.OTHER,
          "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
          "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),

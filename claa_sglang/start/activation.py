@@ -89,5 +89,6 @@ def refused(server_args: Any, config: ClaaConfig | None) -> list[str]:
         wrong_defaults=wrong,
         decodes_over_kept=config is not None and bool(config.kept_layers),
         observes=config is not None and config.observes,
+        shadows=config is not None and config.shadow_rate > 0,
     )
     return [str(rule) for rule in found]
