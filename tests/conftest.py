@@ -22,7 +22,7 @@ CHILDREN = str(ROOT / "tests" / "children")
 SHARING = (
     (
         *("test_cache_invariance", "test_dense_is_stock", "test_families", "test_finishing", "test_observe"),
-        *("test_shared_prefix", "test_verify"),
+        *("test_shadow", "test_shared_prefix", "test_verify"),
     ),
     ("test_ways_out", "test_weight_updates"),
     ("test_client_snippets", "test_dashboard", "test_every_route", "test_examples", "test_generate"),

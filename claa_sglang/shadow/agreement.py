@@ -35,7 +35,8 @@ def agreement(answer: Sequence[int], own: Sequence[Sequence[Any]], top: Sequence
 
     Args:
         answer: token ids, at least one.
-        own: (log probability, token id, ...) of each token of the answer.
+        own: (log probability, token id, ...) of each token of the answer. SGLang 0.5.23 writes id 0 for the last one of
+            its vocabulary, with that one's log probability.
         top: for each, the most likely tokens as the same tuples, the likeliest first; the first one counts.
 
     Raises ValueError where the lists are not those of this answer, or a number is not finite.
@@ -44,7 +45,7 @@ def agreement(answer: Sequence[int], own: Sequence[Sequence[Any]], top: Sequence
         raise ValueError(f"{len(own)} and {len(top)} log probabilities for an answer of {len(answer)} tokens")
     agrees, logprob = [], 0.0
     for token, (value, found, *_), best in zip(answer, own, top, strict=True):
-        if found != token or not best or not math.isfinite(value) or not math.isfinite(best[0][0]):
+        if found not in (token, 0) or not best or not math.isfinite(value) or not math.isfinite(best[0][0]):
             raise ValueError(f"the log probability of token {token} is missing or not finite")
         agrees.append(token == best[0][1] or value >= best[0][0])
         logprob += value

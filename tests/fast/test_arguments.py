@@ -36,6 +36,7 @@ FLAGS = {
     "--claa-finish": ("idle", "off", "default idle"),
     "--claa-finish-chunk": ("prompt tokens", "1 or more", "default what takes about 10 ms beside launching"),
     "--claa-decode-dense-layers": ("attend to the whole prompt", "0 or more", "default all up to the prune layer"),
+    "--claa-shadow-rate": ("share of the pruned requests", "0 to 1", "default 0"),
     "--claa-profile": ("JSON file", "an explicit flag wins"),
 }
 

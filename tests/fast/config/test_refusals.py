@@ -53,6 +53,7 @@ class Case(NamedTuple):
     stated: dict[str, Any] = {}
     over_kept: bool = False
     observes: bool = False
+    shadows: bool = False
 
     def __str__(self) -> str:
         detail = {**self.args, **self.stated, **self.environ}
@@ -194,6 +195,7 @@ CASES = (
     Case("decode-over-kept", CUDA, over_kept=True),
     Case("observe", {"tp_size": 2}, observes=True),
     Case("observe", CUDA, observes=True),
+    Case("shadow-workers", {"tokenizer_worker_num": 2}, shadows=True),
     Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
     Case("kv-dtype", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
     Case("kv-dtype", model="llama-int8-kv"),
@@ -275,7 +277,7 @@ def violations(case: Case, path: Path) -> list[str]:
     view = resolved_view(record) if not case.stated else ResolvedView(record, overlay=case.stated)
     wrong = wrong_defaults(view.preferred_sampling_params)
     model = model_config_of(record)
-    asked = case.over_kept, case.observes
+    asked = case.over_kept, case.observes, case.shadows
     return [rule.id for rule in refusals.violated(view, model, WINDOW, case.environ, wrong, *asked)]
 
 
@@ -372,7 +374,7 @@ def test_a_bad_default_is_refused_with_its_flag_and_range(model_path: Callable[[
 
 def test_a_missing_attribute_is_an_error_not_a_rule_that_passes(model_path: Callable[[str], Path]) -> None:
     record = resolved(model_path("llama"), {})
-    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None, True, True)
+    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None, True, True, True)
     for rule in refusals.RULES:
         if "model" in rule.id or rule.remedy == refusals._MODEL or "server" in rule.id:
             continue
