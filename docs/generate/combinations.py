@@ -79,6 +79,11 @@ WORKS: tuple[Works, ...] = (
         "test_observe.py::test_answers_are_stock_s_and_the_report_says_what_would_be_kept",
         "nothing is dropped; one prune, on the CPU engine so far",
     ),
+    Works(
+        "`--claa-shadow-rate`",
+        "test_shadow.py::test_a_client_that_arrives_ends_it_and_gets_its_answer",
+        "answers are held against the dense model while no client waits; on the CPU engine so far",
+    ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
         "retraction when memory is short",
