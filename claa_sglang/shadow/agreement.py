@@ -27,6 +27,15 @@ class Agreement(NamedTuple):
         """Whether every token agrees."""
         return self.agreeing == self.tokens
 
+    def plus(self, other: Agreement) -> Agreement:
+        """The sums of both."""
+        return Agreement(
+            self.tokens + other.tokens,
+            self.agreeing + other.agreeing,
+            self.before_difference + other.before_difference,
+            self.logprob + other.logprob,
+        )
+
 
 def agreement(answer: Sequence[int], own: Sequence[Sequence[Any]], top: Sequence[Sequence[Sequence[Any]]]) -> Agreement:
     """Hold an answer against the dense model.

@@ -22,7 +22,7 @@ class Counts:
         """Count one of `kind` (of KINDS) with `result` (of RESULTS); found: None where nothing was compared."""
         self._requests[kind, result] += 1
         if found is not None:
-            self._sums[kind] = Agreement(*(a + b for a, b in zip(self._sums[kind], found, strict=True)))
+            self._sums[kind] = self._sums[kind].plus(found)
 
     def stats(self) -> dict[str, Any]:
         """By kind: requests by result, tokens compared, and of these the sums and means, None where there are none.
