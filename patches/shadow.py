@@ -208,12 +208,11 @@ async def with_other_weights(original: Callable[..., Awaitable[Any]], self: Any,
     own = attached.shadows.find(self)
     if own is None:
         return await original(self, *args, **kwargs)
-    own.shadows.forget()
     async with own.shadows.held():
         try:
             return await original(self, *args, **kwargs)
         finally:
-            own.shadows.forget()  # what was drawn while it waited may have been answered by both
+            own.shadows.forget()  # also what was answered while the update waited for clients
 
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
