@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 
 KEEP = 0.2
 NEW = 16
-LONG = 1200  # tokens: in its chunks for a second
+LONG = 900  # tokens: in its chunks for a second
 SHORT = Ask(tiny_models.prompt(100, seed=700), keep=0.3)
 
 
@@ -77,9 +77,13 @@ def caught(running: Server, seed: int, new: int = 4) -> tuple[Ask, Answer]:
     """A request whose shadow request is in its chunks now, and its answer."""
     asked = Ask(tiny_models.prompt(LONG, seed=seed), keep=KEEP, new=new)
     answer = ask(running, asked)
-    mark = end_of_log(running)
-    wait_for(lambda: sum(batch.prefill for batch in batches(running, mark)) >= 2, "the shadow request is in its chunks")
+    in_its_chunks(running)
     return asked, answer
+
+
+def in_its_chunks(running: Server) -> None:
+    mark = end_of_log(running)
+    wait_for(lambda: sum(batch.prefill for batch in batches(running, mark)) >= 3, "the shadow request is in its chunks")
 
 
 def test_it_counts_what_a_dense_request_says(shadowing: Server, llama_reference: ReferenceModel) -> None:
@@ -169,17 +173,12 @@ def test_a_client_that_arrives_ends_it_and_gets_its_answer(shadowing: Server, ll
 
 
 def test_operations_do_not_wait_for_it(shadowing: Server, tiny_model: Callable[[str], Path]) -> None:
-    """Emptying the cache ends it for a moment, and so does a pause; new weights end it for good."""
+    """Emptying the cache ends it for a while, and so does a pause, which would keep it. New weights end it for good."""
     compared = Compared(shadowing)
     caught(shadowing, seed=709)
     assert shadowing.post("/flush_cache", {}).status_code == 200
-    assert compared.of(1)["dropped"] == 0
-
-    compared = Compared(shadowing)
-    caught(shadowing, seed=710)
-    start = time.monotonic()
-    assert shadowing.post("/pause_generation", {"mode": "abort"}).status_code == 200
-    assert time.monotonic() - start < 1, "SGLang looks again after a second where a request is there"
+    in_its_chunks(shadowing)
+    assert shadowing.post("/pause_generation", {"mode": "in_place"}).status_code == 200
     time.sleep(0.3)  # the step that ran is in the log by then
     mark = end_of_log(shadowing)
     time.sleep(0.4)
