@@ -10,6 +10,8 @@
 | `ReqToTokenPool` | `claa_stages` | times of CLAA's own stages of a prefill |
 | `ReqToTokenPool` | `claa_census` | the census of slot owners, when SGLang's check switches ask for it |
 | `SchedulerMetricsCollector`, `TokenizerMetricsCollector` | `claa_metrics` | what a process exports of CLAA |
+| `TokenizerManager` | `claa_shadows` | the shadow requests of a server process |
+| `ReqState` | `claa_drawn` | a request that was drawn to be answered dense as well |
 | prefix cache | `claa_window` | observation window in tokens, which a hit must leave to be computed |
 | `Scheduler` | `claa_adder` | the prefill adder class made for it |
 | `GenerateReqInput` | `_claa_reports` | reports of a streamed response, by choice |
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from claa_sglang.memory.census import SlotCensus
     from claa_sglang.requests.report import Report
     from claa_sglang.requests.state import RequestState
+    from claa_sglang.shadow.waiting import Shadow
 
 T = TypeVar("T")
 
@@ -63,6 +66,8 @@ finishing: Attached[Finishing] = Attached("claa_finishing")
 metrics: Attached[Any] = Attached("claa_metrics")  # a `SchedulerMetrics` or a `RequestMetrics`
 scorer: Attached[Choice] = Attached("claa_scorer")
 stages: Attached[StageTimes] = Attached("claa_stages")
+shadows: Attached[Any] = Attached("claa_shadows")  # an `OwnShadows`, whose module imports this one
+drawn: Attached[Shadow] = Attached("claa_drawn")
 census: Attached[SlotCensus] = Attached("claa_census")
 window: Attached[int] = Attached("claa_window")
 adder: Attached[type[PrefillAdder]] = Attached("claa_adder")

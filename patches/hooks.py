@@ -41,6 +41,7 @@ PATCH_MODULES: tuple[str, ...] = (
     "checks",
     "report",
     "tokenizer",
+    "shadow",
     "openai",
     "routes",
     "server_info",

@@ -59,13 +59,13 @@ def count_request(result: Any, self: Any, state: Any, recv_obj: Any, i: int) -> 
         end = recv_obj.finished_reasons[i] or {}
         failed = end.get("type") == "abort" and str(end.get("message", "")).startswith(FAILED)
         ttft = state.time_stats.get_first_token_latency() if state.ttft_observed else None
-        metrics.count(_labels(self, state.obj), reports[i][0], ttft, failed)
+        metrics.count(labels_of(self, state.obj), reports[i][0], ttft, failed)
     except Exception:  # a number is not worth an answer
         logger.exception("CLAA could not count request %s in /metrics", recv_obj.rids[i])
     return result
 
 
-def _labels(manager: Any, asked: Any) -> Mapping[str, str]:
+def labels_of(manager: Any, asked: Any) -> Mapping[str, str]:
     """The labels that SGLang gives its own metrics of this request."""
     labels = {**manager.metrics_collector.labels, **(getattr(asked, "custom_labels", None) or {})}
     priority = getattr(asked, "priority", None)

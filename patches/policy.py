@@ -33,6 +33,7 @@ from claa_sglang.policy.policy import NEW, Choice, Flight, Hits, Policy, Prompt
 from claa_sglang.policy.prefix_uses import Uses
 from claa_sglang.policy.step_timer import StepTimer
 from claa_sglang.requests.state import RequestState
+from claa_sglang.shadow.running import is_shadow
 
 NO_CHUNK = 1 << 30
 SAMPLED = 1000  # requests with several samples whose way is remembered, the latest
@@ -299,7 +300,8 @@ def _sampled_key(req: Any) -> bytes:
 def time_prefill(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND `ModelRunner.forward`: the time of a prefill step teaches the cost model. Nothing waits for it."""
     live = live_policy(runner.req_to_token_pool)
-    if live is None or not forward_batch.forward_mode.is_extend():
+    shadow = any(map(is_shadow, forward_batch.rids or ()))  # its logits of many rows are no measure of others
+    if live is None or shadow or not forward_batch.forward_mode.is_extend():
         return original(runner, forward_batch, *args, **kwargs)
     work = work_of(forward_batch, live.config)  # before the forward, which may pad the batch
     with live.timer.step() as step:

@@ -17,6 +17,7 @@ from claa_sglang.patches.hooks import Hook
 from claa_sglang.requests.dense_rules import ABORTED, INVALID, Facts, dense_reason
 from claa_sglang.requests.options import RequestError, RequestOptions, check_decoding, check_explain, parse_options
 from claa_sglang.requests.state import RequestState, given_positions
+from claa_sglang.shadow.running import is_shadow
 from claa_sglang.start.server_config import config_of, largest_window
 
 MARK = "claa:"  # every key made here starts with it, and no key left alone does
@@ -76,6 +77,8 @@ def attach_state(req: Any, scheduler: Any, recv_req: Any, *_args: Any, **_kwargs
     else:
         state = RequestState.dense_request(options, prompt_tokens, reason)
     attached.state.hang(req, state)
+    if is_shadow(recv_req.rid):  # what it leaves would have later requests run dense
+        req.skip_radix_cache_insert = True
     req.extra_key = pruned_key(req.extra_key, config.namespace) if state.pruned else dense_key(req.extra_key)
     return req
 

@@ -1,4 +1,4 @@
-"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, scorer, hooks, late slots, finishing.
+"""`claa` in /server_info and in `Engine.get_server_info()`: configuration, hooks, and what a server does now.
 
 Late slots and finishing are live numbers of the schedulers, and SGLang's own readback of their state fetches them: each
 scheduler adds its own, the server sums them over data-parallel replicas.
@@ -6,13 +6,14 @@ scheduler adds its own, the server sums them over data-parallel replicas.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from claa_sglang.finishing.finishing import Finishing
 from claa_sglang.patches import attached
 from claa_sglang.patches.hooks import SUPPORTED_SGLANG, Hook, applied_count
 from claa_sglang.requests.report import KEY
+from claa_sglang.shadow.counts import Counts
 from claa_sglang.start import startup_time
 from claa_sglang.start.server_config import config_of
 
@@ -20,6 +21,7 @@ Numbers = dict[str, dict[str, float]]  # of one scheduler, by section
 SECTIONS = {"late_slots": ("total", "free", "held"), "finishing": tuple(Finishing().stats())}
 # What the last readback found, one item per scheduler. /server_info reads back just before it answers.
 _last: list[Numbers] = []
+_last_shadow: dict[str, Any] = {}  # likewise, of the server process
 
 
 def late_slots(scheduler: Any) -> dict[str, int]:
@@ -38,6 +40,12 @@ def finishing_stats(scheduler: Any) -> dict[str, float]:
     return (attached.finishing.find(scheduler.req_to_token_pool) or Finishing()).stats()
 
 
+def shadow_stats(manager: Any) -> dict[str, Any]:
+    """Of the server of this TokenizerManager: shadow requests that wait, and what became of others; zeros if off."""
+    own = attached.shadows.find(manager)
+    return {"waiting": 0, **Counts().stats()} if own is None else own.stats()
+
+
 def add_numbers(output: Any, controller: Any, _recv_req: Any) -> Any:
     """AFTER SchedulerInternalStateController.get_internal_state: `claa` of this scheduler, now."""
     scheduler = controller.scheduler
@@ -49,12 +57,13 @@ async def remember_numbers(original: Callable[[Any], Awaitable[list[dict]]], man
     """AROUND TokenizerControlMixin.get_internal_state, which asks every scheduler; returns its answer."""
     states = await original(manager)
     _last[:] = _numbers_in(states)
+    _last_shadow.update(shadow_stats(manager))
     return states
 
 
 def add_to_server_info(result: dict, server_args: Any, scheduler_info: dict) -> dict:
     """AFTER build_server_info (HTTP and gRPC): adds `claa`."""
-    result[KEY] = server_entry(server_args, scheduler_info, _last)
+    result[KEY] = server_entry(server_args, scheduler_info, _last, _last_shadow)
     return result
 
 
@@ -62,17 +71,20 @@ def add_to_engine_info(result: dict, engine: Any) -> dict:
     """AFTER Engine.get_server_info, which builds its answer itself: adds `claa`."""
     infos = engine._scheduler_init_result.scheduler_infos
     numbers = _numbers_in(result["internal_states"])
-    result[KEY] = server_entry(engine.tokenizer_manager.server_args, infos[0], numbers)
+    manager = engine.tokenizer_manager
+    result[KEY] = server_entry(manager.server_args, infos[0], numbers, shadow_stats(manager))
     return result
 
 
-def server_entry(server_args: Any, scheduler_info: dict, numbers: Iterable[Numbers]) -> dict[str, Any]:
+def server_entry(
+    server_args: Any, scheduler_info: dict, numbers: Iterable[Numbers], shadow: Mapping[str, Any]
+) -> dict[str, Any]:
     """The value of `claa`, as JSON values.
 
     `config`: the resolved configuration. `hooks`: `ok`, and how many rows of the hook table are verified in the server
     and in its scheduler. `startup_seconds`: what CLAA added to the start of each; `startup_parts`: on what.
     `scorer`: what scores in the scheduler and why, with microseconds of one layer where it was measured.
-    `late_slots`, `finishing`: as above, over all replicas.
+    `late_slots`, `finishing`: as above, over all replicas. `shadow`: what became of shadow requests so far.
     """
     scheduler = scheduler_info.get(KEY) or {}
     parts = {"server": startup_time.parts(), "scheduler": scheduler.get("startup_seconds", {})}
@@ -82,6 +94,7 @@ def server_entry(server_args: Any, scheduler_info: dict, numbers: Iterable[Numbe
         "scorer": scheduler.get("scorer"),
         "hooks": {"ok": all(rows.values()), **rows, "sglang": SUPPORTED_SGLANG},
         **_summed(numbers),
+        "shadow": dict(shadow),
         "startup_seconds": {process: round(sum(spent.values()), 3) for process, spent in parts.items()},
         "startup_parts": parts,
     }

@@ -22,7 +22,7 @@ CHILDREN = str(ROOT / "tests" / "children")
 SHARING = (
     (
         *("test_cache_invariance", "test_dense_is_stock", "test_explain", "test_families", "test_finishing"),
-        *("test_observe", "test_shared_prefix", "test_verify"),
+        *("test_observe", "test_shadow", "test_shared_prefix", "test_verify"),
     ),
     ("test_ways_out", "test_weight_updates"),
     (

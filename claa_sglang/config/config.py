@@ -21,6 +21,7 @@ Layer = Annotated[int, Meta(ge=0, le=9999)]
 Layers = Annotated[tuple[Layer, ...], Meta(min_length=1)]
 Window = Annotated[int, Meta(ge=1, le=1024)]
 PoolKernel = Annotated[int, Meta(ge=1, le=1023)]
+ShadowRate = Annotated[float, Meta(ge=0, le=1)]
 PromptTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 ModeName = Literal["prune", "observe"]
@@ -60,6 +61,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     most; None for what adds about `finishing.step_size.SECONDS` to launching.
     decode_dense_layers: first layers in which generated tokens read the whole prompt; None for all of them.
     allow_explain: whether requests may have scores of their tokens in their reports.
+    shadow_rate: share of the pruned requests that are answered dense as well, while the server is idle.
     profile: the file the values came from, where there is one. profile_origin: how it was found, or why there is none.
     """
 
@@ -76,6 +78,7 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finish_chunk: ChunkTokens | None = None
     decode_dense_layers: Layer | None = None
     allow_explain: bool = False
+    shadow_rate: ShadowRate = 0.0
     profile: str | None = None
     profile_origin: str = ""
 
@@ -95,6 +98,11 @@ class ClaaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError(
                 "--claa-mode observe: what a second prune keeps is ranked by layers that saw what the first one kept. "
                 "Give one prune, such as with --claa-profile none, or leave out --claa-mode"
+            )
+        if self.mode == "observe" and self.shadow_rate:
+            raise ConfigError(
+                f"--claa-shadow-rate {self.shadow_rate:g}: --claa-mode observe prunes nothing, so there is no pruned "
+                "answer to compare. Leave out --claa-shadow-rate, or --claa-mode"
             )
 
     @property

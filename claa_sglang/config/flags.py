@@ -23,6 +23,7 @@ from claa_sglang.config.config import (
     PoolKernel,
     PromptTokens,
     ScorerName,
+    ShadowRate,
     Window,
     short,
 )
@@ -92,6 +93,10 @@ HELP: dict[str, str] = {
         "let requests ask for the score of each prompt token in their reports, as claa-sglang explain does; a report "
         "then grows with the prompt, and says what each of its tokens counted for (default off)"
     ),
+    "shadow_rate": (
+        "share of the pruned requests that are answered dense as well, while no client waits, to compare the answers: "
+        "0 to 1 (default 0)"
+    ),
     "profile": (
         "JSON file with these values, as a calibration writes it; an explicit flag wins over it. auto looks for one "
         "that fits the model, first where calibrations leave a copy (CLAA_PROFILES, or ~/.cache/claa-sglang/profiles), "
@@ -122,6 +127,7 @@ class ClaaFlags(msgspec.Struct, frozen=True, kw_only=True):
     finish_chunk: int | None = None
     decode_dense_layers: int | None = None
     allow_explain: bool | None = None
+    shadow_rate: float | None = None
     profile: str | None = None
 
 
@@ -164,6 +170,8 @@ def resolve(
         common["decode_dense_layers"] = _checked("decode_dense_layers", flags.decode_dense_layers, Layer)
     if flags.allow_explain is not None:
         common["allow_explain"] = _checked("allow_explain", flags.allow_explain, bool)
+    if flags.shadow_rate is not None:
+        common["shadow_rate"] = _checked("shadow_rate", flags.shadow_rate, ShadowRate)
 
     origins = []
     if flags.schedule is None:

@@ -30,7 +30,8 @@ class Facts(NamedTuple):
     0 when the configuration itself is refused. environ: environment variables. wrong_defaults: what is wrong with the
     options of CLAA in --preferred-sampling-params, None for nothing. decodes_over_kept: whether early layers do, by
     --claa-decode-dense-layers. observes: whether the server is one that observes, by --claa-mode. explains: whether
-    requests may be explained, by --claa-allow-explain.
+    requests may be explained, by --claa-allow-explain. shadows: whether it answers requests dense as well, by
+    --claa-shadow-rate.
     """
 
     args: Any
@@ -41,6 +42,7 @@ class Facts(NamedTuple):
     decodes_over_kept: bool
     observes: bool
     explains: bool
+    shadows: bool
 
 
 class Detail(str):
@@ -68,9 +70,10 @@ def violated(
     decodes_over_kept: bool = False,
     observes: bool = False,
     explains: bool = False,
+    shadows: bool = False,
 ) -> list[Rule]:
     """All rules that hold against this start, in the order of the table; empty means CLAA may run. As in `Facts`."""
-    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept, observes, explains)
+    facts = Facts(args, model, window, environ, wrong_defaults, decodes_over_kept, observes, explains, shadows)
     found = [(rule, rule.violated(facts)) for rule in RULES]
     return [
         rule._replace(reason=f"{rule.reason}: {answer}") if isinstance(answer, Detail) else rule
@@ -250,6 +253,9 @@ RULES: tuple[Rule, ...] = (
     Rule("explain", lambda f: f.explains and f.args.tp_size > 1,
          "ranks of tensor parallelism have scores of their own KV heads, and put together the ranking alone",
          "leave out --claa-allow-explain, or use --tp-size 1"),
+    Rule("shadow-workers", lambda f: f.shadows and f.args.tokenizer_worker_num > 1,
+         "a tokenizer process does not see the clients of the others, so a shadow request of one would be in their way",
+         "leave out --claa-shadow-rate, or use --tokenizer-worker-num 1"),
     Rule("kv-dtype", lambda f: _kv_type(f) is KvType.OTHER,
          "boundary states live in KV rows, and rows of this type are not known to hold them exactly",
          "use --kv-cache-dtype auto or fp8_e4m3, and a checkpoint whose KV is not quantized in another way"),

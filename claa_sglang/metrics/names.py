@@ -44,6 +44,20 @@ TTFT = Metric(
     ("outcome",),
 )
 
+# Of the same process: written when a shadow request (--claa-shadow-rate) is over.
+SHADOWS = Metric(
+    "sglang:claa_shadow_requests_total",
+    "counter",
+    "Drawn pruned requests: the dense answer is the same or different, or it was dropped, or failed.",
+    ("result", "sampling"),
+)
+SHADOW_TOKENS = Metric(
+    "sglang:claa_shadow_tokens_total",
+    "counter",
+    "Tokens of pruned answers that are the dense model's most likely ones (yes), and that are not (no).",
+    ("agrees", "sampling"),
+)
+
 # Of each scheduler: written whenever SGLang writes its own, and after each step of finishing.
 LATE_SLOTS = Metric("sglang:claa_late_slots_held", "gauge", "KV slots in which late layers keep what requests kept.")
 WAITING = Metric(
@@ -72,6 +86,7 @@ POLICY_EXPECTED = Metric(
 POLICY_MEASURED = Metric("sglang:claa_policy_measured_seconds_total", "counter", "Seconds that those steps took.")
 
 OF_REQUESTS = (REQUESTS, PROMPT_TOKENS, CACHED_TOKENS, TTFT)
+OF_SHADOWS = (SHADOWS, SHADOW_TOKENS)
 OF_SCHEDULERS = (
     *(LATE_SLOTS, WAITING, FINISHED, DROPPED, FINISH_TOKENS, FINISH_SECONDS),
     *(SCORE_SECONDS, PRUNE_SECONDS),

@@ -90,5 +90,6 @@ def refused(server_args: Any, config: ClaaConfig | None) -> list[str]:
         decodes_over_kept=config is not None and bool(config.kept_layers),
         observes=config is not None and config.observes,
         explains=config is not None and config.allow_explain,
+        shadows=config is not None and config.shadow_rate > 0,
     )
     return [str(rule) for rule in found]

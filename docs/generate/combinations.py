@@ -84,6 +84,11 @@ WORKS: tuple[Works, ...] = (
         "test_explain.py::test_scores_are_the_reference_s_and_the_answer_is_the_same",
         "not with `--tp-size` above 1",
     ),
+    Works(
+        "`--claa-shadow-rate`",
+        "test_shadow.py::test_a_client_that_arrives_ends_it_and_gets_its_answer",
+        "answers are held against the dense model while no client waits; on the CPU engine so far",
+    ),
     Works("aborts, timeouts, disconnects", "test_ways_out.py::test_an_abort"),
     Works(
         "retraction when memory is short",

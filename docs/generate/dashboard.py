@@ -37,6 +37,11 @@ def _ratio(part: str, whole: str) -> str:
     return f"sum(rate({part}[5m])) / sum(rate({whole}[5m]))"
 
 
+def _agreement(sampling: str) -> str:
+    compared = _metric("shadow_tokens_total", sampling=sampling)
+    return _ratio(_metric("shadow_tokens_total", sampling=sampling, agrees="yes"), compared)
+
+
 _REQUESTS, _TOKENS = _metric("requests_total"), _metric("prompt_tokens_total")
 PANELS = (
     Panel(
@@ -84,6 +89,13 @@ PANELS = (
         ("measured / expected",),
         "percentunit",
     ),
+    Panel(
+        "Share of answer tokens that the dense model agrees with",
+        (_agreement("greedy"), _agreement("sampled")),
+        ("greedy", "sampled"),
+        "percentunit",
+    ),
+    Panel("Shadow requests by result", (_rate("result", _metric("shadow_requests_total")),), ("{{result}}",), "reqps"),
 )
 
 

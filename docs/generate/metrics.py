@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from claa_sglang.metrics.names import OF_REQUESTS, OF_SCHEDULERS, Metric
+from claa_sglang.metrics.names import OF_REQUESTS, OF_SCHEDULERS, OF_SHADOWS, Metric
 from claa_sglang.requests.dense_rules import LATER, OTHER, RULES
 from docs.generate.dashboard import PANELS
 
@@ -26,6 +26,11 @@ _REQUESTS = """## Requests
 
 Each is written once, when the request ends, by the process that answered the client.
 They have the labels of SGLang's own metrics of requests, and those of the table.
+"""
+_SHADOWS = """## Shadow requests
+
+With `--claa-shadow-rate`, each is written when a shadow request is over, by the same process and with the labels of the
+request that was drawn. [shadow.md](shadow.md) says what they mean.
 """
 _SCHEDULERS = """## Schedulers
 
@@ -63,7 +68,8 @@ def markdown() -> str:
     reasons += [(name, reason.format(need="N", capacity="M")) for name, reason in LATER]
     rows = [f"| `dense` | `{name}` | {why} |" for name, why in (*reasons, (OTHER, "anything else"))]
     queries = [f"| {panel.title} | {'<br>'.join(f'`{query}`' for query in panel.queries)} |" for panel in PANELS]
-    metrics = [_REQUESTS, *_table(OF_REQUESTS), "", _SCHEDULERS, *_table(OF_SCHEDULERS), ""]
+    parts = ((_REQUESTS, OF_REQUESTS), (_SHADOWS, OF_SHADOWS), (_SCHEDULERS, OF_SCHEDULERS))
+    metrics = [line for text, rows in parts for line in (text, *_table(rows), "")]
     return "\n".join([_TOP, *metrics, _REASONS.rstrip(), *rows, "", _QUERIES.rstrip(), *queries]) + "\n"
 
 

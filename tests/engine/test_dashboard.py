@@ -30,8 +30,8 @@ scrape_configs:
     static_configs: [{targets: ["%s"]}]
 """
 TOTAL = 'sum({__name__=~"sglang.claa_requests_total"})'
-# Of a server that finishes nothing and where nothing failed, as the one of these tests.
-EMPTY = ("claa_finish", 'outcome="failed"')
+# Of a server that finishes nothing, asks nothing twice, and where nothing failed, as the one of these tests.
+EMPTY = ("claa_finish", "claa_shadow", 'outcome="failed"')
 
 
 class Prometheus:

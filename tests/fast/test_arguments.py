@@ -37,6 +37,7 @@ FLAGS = {
     "--claa-finish-chunk": ("prompt tokens", "1 or more", "default what takes about 10 ms beside launching"),
     "--claa-decode-dense-layers": ("attend to the whole prompt", "0 or more", "default all up to the prune layer"),
     "--claa-allow-explain": ("score of each prompt token", "default off"),
+    "--claa-shadow-rate": ("share of the pruned requests", "0 to 1", "default 0"),
     "--claa-profile": ("JSON file", "an explicit flag wins"),
 }
 

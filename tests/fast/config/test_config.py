@@ -182,6 +182,20 @@ def test_observing_is_of_one_prune() -> None:
         resolve(ClaaFlags(mode="watch"), 8)
 
 
+@pytest.mark.parametrize("rate", [0, 0.05, 1])
+def test_a_shadow_rate_is_a_share(rate: float) -> None:
+    assert resolve(ClaaFlags(), 8).shadow_rate == 0 and resolve(ClaaFlags(shadow_rate=rate), 8).shadow_rate == rate
+    for wrong in (-0.1, 1.1, math.nan, "much", True):
+        with pytest.raises(ConfigError, match=r"--claa-shadow-rate .*0 to 1 \(default 0\)"):
+            resolve(ClaaFlags(shadow_rate=wrong), 8)
+
+
+def test_a_server_that_prunes_nothing_has_no_pruned_answers_to_compare() -> None:
+    assert resolve(ClaaFlags(mode="observe", shadow_rate=0), 8).observes
+    with pytest.raises(ConfigError, match="--claa-shadow-rate 0.1: .*prunes nothing.*Leave out --claa-shadow-rate, or"):
+        resolve(ClaaFlags(mode="observe", shadow_rate=0.1), 8)
+
+
 @pytest.mark.parametrize(("dense", "layers"), [(None, []), (0, [0, 1, 2, 3]), (2, [2, 3]), (3, [3]), (4, []), (99, [])])
 def test_layers_that_decode_over_kept_tokens_end_at_the_first_prune(dense: int | None, layers: list[int]) -> None:
     config = resolve(ClaaFlags(schedule="3:0.4,5:0.2", decode_dense_layers=dense), 8)

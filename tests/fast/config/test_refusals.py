@@ -54,6 +54,7 @@ class Case(NamedTuple):
     over_kept: bool = False
     observes: bool = False
     explains: bool = False
+    shadows: bool = False
 
     def __str__(self) -> str:
         detail = {**self.args, **self.stated, **self.environ}
@@ -196,6 +197,7 @@ CASES = (
     Case("observe", {"tp_size": 2}, observes=True),
     Case("observe", CUDA, observes=True),
     Case("explain", {"tp_size": 2}, explains=True),
+    Case("shadow-workers", {"tokenizer_worker_num": 2}, shadows=True),
     Case("kv-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
     Case("kv-dtype", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
     Case("kv-dtype", model="llama-int8-kv"),
@@ -277,7 +279,7 @@ def violations(case: Case, path: Path) -> list[str]:
     view = resolved_view(record) if not case.stated else ResolvedView(record, overlay=case.stated)
     wrong = wrong_defaults(view.preferred_sampling_params)
     model = model_config_of(record)
-    asked = case.over_kept, case.observes, case.explains
+    asked = case.over_kept, case.observes, case.explains, case.shadows
     return [rule.id for rule in refusals.violated(view, model, WINDOW, case.environ, wrong, *asked)]
 
 

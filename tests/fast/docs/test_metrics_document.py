@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from claa_sglang.metrics.names import OF_REQUESTS, OF_SCHEDULERS
+from claa_sglang.metrics.names import OF_REQUESTS, OF_SCHEDULERS, OF_SHADOWS
 from docs.generate import dashboard, metrics
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -23,7 +23,7 @@ def test_the_dashboard_is_the_panels() -> None:
 
 
 def test_queries_ask_for_metrics_that_are_there_and_show_each() -> None:
-    known = {metric.name for metric in (*OF_REQUESTS, *OF_SCHEDULERS)}
+    known = {metric.name for metric in (*OF_REQUESTS, *OF_SHADOWS, *OF_SCHEDULERS)}
     asked = {
         name.removesuffix("_bucket").replace(".", ":")
         for panel in dashboard.PANELS

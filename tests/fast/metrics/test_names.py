@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from claa_sglang.metrics.names import OF_REQUESTS, OF_SCHEDULERS, Metric
+from claa_sglang.metrics.names import OF_REQUESTS, OF_SCHEDULERS, OF_SHADOWS, Metric
 
-METRICS = (*OF_REQUESTS, *OF_SCHEDULERS)
+METRICS = (*OF_REQUESTS, *OF_SHADOWS, *OF_SCHEDULERS)
 
 
 def test_every_metric_is_there_once() -> None:

@@ -22,6 +22,7 @@ from claa_sglang.policy.policy import Choice, Flight, Hits, Policy, Prompt
 from claa_sglang.policy.step_timer import StepTimer
 from claa_sglang.requests.options import RequestOptions
 from claa_sglang.requests.state import RequestState
+from claa_sglang.shadow.running import RID
 
 STEP = PruneStep(prune_layer=15, keep_rate=0.2, score_layers=(12, 13, 14, 15))
 CONFIG = ClaaConfig(steps=(STEP,), num_layers=32)
@@ -312,6 +313,7 @@ def test_a_step_in_a_graph_teaches_nothing_of_launching(in_graph: bool) -> None:
         model_specific_states={},
         extend_prefix_lens_cpu=[10, 0],
         extend_seq_lens_cpu=[5, 7],
+        rids=["r", "s"],
     )
     live = SimpleNamespace(config=CONFIG, timer=StepTimer(Cost(), torch.device("cpu")))
     runner = SimpleNamespace(req_to_token_pool=SimpleNamespace())
@@ -320,6 +322,8 @@ def test_a_step_in_a_graph_teaches_nothing_of_launching(in_graph: bool) -> None:
     assert time_prefill(lambda *_: output, runner, batch) is output
     (work,) = seen
     assert (work.passes, work.rows, work.eager) == (32, 32 * 12, 0 if in_graph else 32)
+    batch.rids = ["r", f"{RID}1"]  # a shadow request has more logits than others
+    assert time_prefill(lambda *_: output, runner, batch) is output and len(seen) == 1
 
 
 def test_what_prefill_graphs_hold_is_read_from_sglang_s_runner() -> None:
