@@ -75,6 +75,22 @@ def check_stream(chunks: list[dict[str, Any]], choices: int) -> None:
     assert all("metadata" not in chunk for chunk in chunks if chunk not in ends)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_reasoning_is_where_its_parser_puts_it_and_the_report_is_there(client: openai.OpenAI, stream: bool) -> None:
+    """The server has a reasoning parser. To a small model that never ends its thoughts, all of its answer is one."""
+    messages: Any = [{"role": "user", "content": text(f"think {stream}")}]
+    asked = {**EXTRA, "chat_template_kwargs": {"thinking": True}}
+    answer: Any = client.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=8, temperature=0, stream=stream, extra_body=asked
+    )
+    chunks = [chunk.model_dump() for chunk in answer] if stream else [answer.model_dump()]
+    parts = [choice["delta" if stream else "message"] for chunk in chunks for choice in chunk["choices"]]
+    reasoning, content = ("".join(part.get(name) or "" for part in parts) for name in ("reasoning_content", "content"))
+    assert reasoning.strip() and not content
+    (report,) = [chunk["metadata"]["claa"] for chunk in chunks if chunk.get("metadata")]
+    assert has_own_rate(report)
+
+
 # --- every route ---
 
 

@@ -36,6 +36,13 @@ def test_openai_client(routes_server: Server) -> None:
     assert re.search(r"dense, streamed: .+\ndisabled by request\n$", said, re.DOTALL)
 
 
+def test_tools(routes_server: Server) -> None:
+    said = run("tools.py", routes_server.url)
+    reasoning, call, kept = said.strip().splitlines()
+    assert reasoning == "reasoning: None" and re.fullmatch(r'book_ferry\(\{"hour": \d+\}\)', call)
+    assert re.fullmatch(r"kept (\d+) of (\d+) prompt tokens", kept)
+
+
 def test_frontend(routes_server: Server) -> None:
     lines = run("frontend.py", routes_server.url).strip().splitlines()
     assert len(lines) == 3 and all(re.fullmatch(r".+\? ['\"].+['\"]", line) for line in lines)
