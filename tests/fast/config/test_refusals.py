@@ -376,7 +376,7 @@ def test_a_bad_default_is_refused_with_its_flag_and_range(model_path: Callable[[
 
 def test_a_missing_attribute_is_an_error_not_a_rule_that_passes(model_path: Callable[[str], Path]) -> None:
     record = resolved(model_path("llama"), {})
-    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None, True, True, True)
+    facts = refusals.Facts(object(), model_config_of(record), WINDOW, {}, None, True, True, True, True)
     for rule in refusals.RULES:
         if "model" in rule.id or rule.remedy == refusals._MODEL or "server" in rule.id:
             continue

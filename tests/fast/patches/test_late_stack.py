@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from claa_sglang.config.config import PruneStep
 from claa_sglang.forward.batch_plan import BatchPlan
 from claa_sglang.forward.late_pass import LatePass
+from claa_sglang.forward.stage_times import StageTimes
 from claa_sglang.patches.conventions import ArgumentConvention, UnsupportedModel
 from claa_sglang.patches.layers import LateStack
 from tests.fast.late_answers import check
@@ -44,7 +45,7 @@ class ModuleWorld(World):
 
     def __init__(self, steps: tuple[PruneStep, ...]) -> None:
         super().__init__(steps)
-        self.backend = SimpleNamespace(active=None, config=self.config)
+        self.backend = SimpleNamespace(active=None, config=self.config, stages=StageTimes())
         self.layers = nn.ModuleList(Layer(self, i) for i in range(LAYERS))
         self.stack = LateStack(self.backend, list(self.layers), ArgumentConvention(), self.stores, [])  # type: ignore[arg-type]
         self.stack.wrap()
@@ -254,7 +255,7 @@ def lends(borrowed: Tensor | None) -> Any:
 )
 def test_early_layers_rest_in_a_step_of_finishing(segments: list[Any] | None, rest: bool) -> None:
     world = World(ONE_STEP)
-    backend = SimpleNamespace(active=None, config=world.config)
+    backend = SimpleNamespace(active=None, config=world.config, stages=StageTimes())
     layers = [Counted() for _ in range(LAYERS)]
     LateStack(backend, layers, ArgumentConvention(), world.stores, []).wrap()  # type: ignore[arg-type]
     if segments is not None:
