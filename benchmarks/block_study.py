@@ -135,10 +135,10 @@ def show(made: Sequence[Row]) -> None:
         for row in made:
             if row.length == length and row.task == ALL:
                 mean, low, high = (100 * value for value in row.difference)
-                read = "" if row.share is None else f"{row.share:.3f}"
+                logprob, read = ("" if value is None else f"{value:.3f}" for value in (row.logprob, row.share))
                 table.add_row(
                     row.variant, str(row.n), f"{100 * row.right:.1f}", f"{mean:+.1f} ({low:+.1f} to {high:+.1f})",
-                    f"{100 * row.same:.0f}", f"{row.logprob:.3f}", read,
+                    f"{100 * row.same:.0f}", logprob, read,
                 )  # fmt: skip
         console.print(table)
 

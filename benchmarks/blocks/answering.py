@@ -16,12 +16,13 @@ class Answer(NamedTuple):
     """tokens: the greedy answer. equal: of them, how many are the dense answer's before the first that is not.
 
     logprob: mean log probability of the dense answer's tokens and of its end, each after the dense tokens before it.
+        None where no dense answer was given.
     share: mean share of weight on earlier tokens that is read, over blocks and layers; None where nothing was left out.
     """
 
     tokens: list[int]
     equal: int
-    logprob: float
+    logprob: float | None
     share: float | None
 
 
@@ -58,7 +59,7 @@ def answer(
                     break
                 tokens.append(token)
                 row = _forward(model, [token], cache)[-1]
-    return Answer(tokens, equal, sum(total) / len(total) if total else 0.0, share)
+    return Answer(tokens, equal, sum(total) / len(total) if total else None, share)
 
 
 def _forward(model: Any, ids: list[int], cache: Any) -> Tensor:

@@ -22,7 +22,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     right: float
     same: bool
-    logprob: float
+    logprob: float | None = None
     share: float | None = None
 
 
@@ -42,7 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     right: float
     difference: tuple[float, float, float]
     same: float
-    logprob: float
+    logprob: float | None
     share: float | None
 
 
@@ -63,7 +63,6 @@ def rows(found: Iterable[Outcome]) -> list[Row]:
 
 def _row(length: int, task: str, variant: str, pairs: Sequence[tuple[Outcome, Outcome]]) -> Row:
     right, dense = (np.array([pair[i].right for pair in pairs]) for i in (0, 1))
-    shares = [one.share for one, _ in pairs if one.share is not None]
     return Row(
         length=length,
         task=task,
@@ -72,9 +71,14 @@ def _row(length: int, task: str, variant: str, pairs: Sequence[tuple[Outcome, Ou
         right=float(right.mean()),
         difference=_interval(right - dense),
         same=float(np.mean([one.same for one, _ in pairs])),
-        logprob=float(np.mean([one.logprob for one, _ in pairs])),
-        share=float(np.mean(shares)) if shares else None,
+        logprob=_mean(one.logprob for one, _ in pairs),
+        share=_mean(one.share for one, _ in pairs),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
