@@ -21,6 +21,10 @@ python -m sglang.launch_server --model-path .cache/models/smollm2-135m-instruct 
 ```bash server
 curl -s http://127.0.0.1:30000/metrics
 ```
+
+A panel of the [dashboard](#queries)'s in Prometheus: such a server, under requests that are pruned and that opt out.
+
+![Requests per second by outcome and reason, over four minutes](images/metrics.png)
 """
 _REQUESTS = """## Requests
 
