@@ -1,6 +1,6 @@
 """Time of early layers' attention where each block of queries reads a few earlier keys that matter, against all.
 
-    python -m benchmarks.block_attention [--tokens 32768 65536 131072] [--budgets 2048 4096 8192] [--out FILE]
+    python -m benchmarks.block_attention [--tokens 32768 131072] [--budgets 2048 4096] [--samples 64 16] [--out FILE]
 
 Needs one GPU with fa3. One layer of Llama-3.1-8B's heads (32 of queries, 8 of KV, head size 128, bf16) serves a prompt
 in chunks, as a server does, with random numbers in scattered slots; its times are summed over the chunks of the prompt.
@@ -38,7 +38,7 @@ from claa_sglang.kernels.window_attention import window_mass
 ROOT = Path(__file__).resolve().parent.parent
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 GROUP, SCALING, DTYPE = HEADS // KV_HEADS, HEAD_DIM**-0.5, torch.bfloat16
-BLOCK, SAMPLES, POOL = 2048, 64, 7
+BLOCK, POOL = 2048, 7
 SINKS, LOCAL = 16, 512  # first and last earlier tokens, which every block reads
 TOLERANCE = 2e-2  # of bf16 results around 1, summed in another order
 
@@ -59,28 +59,43 @@ def dense(layer: Layer, end: int) -> Tensor:
     return paged(layer.queries, layer.keys, layer.values, layer.table[:, :end], [end], layer.chunk)
 
 
-def selected(layer: Layer, end: int, budget: int) -> list[Tensor]:
+def selected(layer: Layer, end: int, budget: int, samples: int) -> list[Tensor]:
     """What each block of the chunk that ends at `end` reads beside itself: int64 `[kv_heads, n]` positions, each."""
     starts = range(end - layer.chunk, end, BLOCK)
     ranked = [(index, start) for index, start in enumerate(starts) if start > budget]
     everything = [torch.arange(start, device=layer.table.device).expand(KV_HEADS, -1) for start in starts]
     if not ranked:
         return everything
-    first_rows, lengths = [SAMPLES * i for i in range(len(ranked))], [start + SAMPLES for _, start in ranked]
-    sample = torch.cat([layer.queries[BLOCK * i : BLOCK * (i + 1)][BLOCK // SAMPLES - 1 :: BLOCK // SAMPLES]
-                        for i, _ in ranked])  # fmt: skip
-    requests = torch.tensor(describe(first_rows, [0] * len(ranked), lengths, SAMPLES), dtype=torch.int32)
-    positions = sum(start for _, start in ranked)
-    mass = window_mass(
-        sample, layer.keys, layer.table, requests.to(sample.device, non_blocking=True), window=SAMPLES,
-        scaling=SCALING, max_tokens=max(lengths), positions=positions, peaks=True,
-    )  # fmt: skip
-    for (index, start), own in zip(ranked, mass.split([KV_HEADS * start for _, start in ranked]), strict=True):
-        pooled = avg_pool1d(own.view(KV_HEADS, start), POOL, 1, POOL // 2)
-        pooled[:, :SINKS] = torch.inf
-        pooled[:, start - LOCAL :] = torch.inf
-        everything[index] = pooled.topk(budget, sorted=False).indices
+    starts_of_blocks = [start for _, start in ranked]
+    for index, own in zip([i for i, _ in ranked], weights(layer, end, starts_of_blocks, samples), strict=True):
+        everything[index] = best(own, budget)
     return everything
+
+
+def weights(layer: Layer, end: int, starts: Sequence[int], samples: int) -> list[Tensor]:
+    """The largest weight that a sample of each block's queries give an earlier token: fp32 `[kv_heads, start]`, each.
+
+    starts: of the blocks, the last ones of the chunk that ends at `end`.
+    """
+    first_rows, lengths = [samples * i for i in range(len(starts))], [start + samples for start in starts]
+    step, first = BLOCK // samples, end - layer.chunk
+    blocks_of = [layer.queries[start - first : start - first + BLOCK] for start in starts]
+    sample = torch.cat([block[step - 1 :: step] for block in blocks_of])
+    requests = torch.tensor(describe(first_rows, [0] * len(starts), lengths, samples), dtype=torch.int32)
+    mass = window_mass(
+        sample, layer.keys, layer.table, requests.to(sample.device, non_blocking=True), window=samples,
+        scaling=SCALING, max_tokens=max(lengths), positions=sum(starts), peaks=True,
+    )  # fmt: skip
+    parts = mass.split([KV_HEADS * start for start in starts])
+    return [part.view(KV_HEADS, start) for part, start in zip(parts, starts, strict=True)]
+
+
+def best(weights: Tensor, budget: int) -> Tensor:
+    """int64 `[kv_heads, budget]` positions of the largest weights, pooled, beside the first and the last ones."""
+    pooled = avg_pool1d(weights, POOL, 1, POOL // 2)
+    pooled[:, :SINKS] = torch.inf
+    pooled[:, weights.shape[1] - LOCAL :] = torch.inf
+    return pooled.topk(budget, sorted=False).indices
 
 
 def rows_of(layer: Layer, end: int, selection: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
@@ -95,9 +110,9 @@ def rows_of(layer: Layer, end: int, selection: Sequence[Tensor]) -> tuple[Tensor
     return rows.view(-1, rows.shape[2]), [length for length in lengths for _ in range(KV_HEADS)]
 
 
-def select(layer: Layer, end: int, budget: int) -> tuple[Tensor, list[int]]:
+def select(layer: Layer, end: int, budget: int, samples: int) -> tuple[Tensor, list[int]]:
     """`rows_of` what is selected."""
-    return rows_of(layer, end, selected(layer, end, budget))
+    return rows_of(layer, end, selected(layer, end, budget, samples))
 
 
 def blocks(layer: Layer, rows: Tensor, lengths: list[int]) -> Tensor:
@@ -144,17 +159,31 @@ def milliseconds(run: Callable[[], object], repeats: int) -> list[float]:
     return times
 
 
-def measure(tokens: int, budgets: Sequence[int], chunk: int, repeats: int) -> dict[str, Any]:
-    """Times of one layer for a whole prompt, in milliseconds: medians over `repeats`, summed over chunks."""
-    layer, ends = Layer(tokens, chunk), range(chunk, tokens + 1, chunk)
-    found: dict[str, Any] = {"tokens": tokens}
-    found["dense"] = over(milliseconds(partial(dense, layer, end), repeats) for end in ends)
-    for budget in budgets:
-        selecting = over(milliseconds(partial(select, layer, end, budget), repeats) for end in ends)
-        reading = over(milliseconds(partial(blocks, layer, *select(layer, end, budget)), repeats) for end in ends)
-        share = (selecting["median"] + reading["median"]) / found["dense"]["median"]
-        found[str(budget)] = {"selection": selecting, "blocks": reading, "of dense": round(share, 4)}
-        print(f"{tokens} tokens, budget {budget}: {found[str(budget)]} of {found['dense']}", flush=True)
+def measure(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Times of one layer for a whole prompt, in milliseconds: medians over runs, summed over chunks."""
+    layer, ends = Layer(tokens, args.chunk), range(args.chunk, tokens + 1, args.chunk)
+
+    def timed(call: Callable[..., object], given: Callable[[int], tuple[Any, ...]]) -> dict[str, float]:
+        return over(milliseconds(partial(call, layer, end, *given(end)), args.runs) for end in ends)
+
+    found: dict[str, Any] = {"tokens": tokens, "dense": timed(dense, lambda _: ())}
+    for samples in args.samples:
+        for budget in args.budgets:
+            parts = {"selection": timed(select, lambda _, b=budget, s=samples: (b, s))}
+            later = {end: [start for start in range(end - args.chunk, end, BLOCK) if start > budget] for end in ends}
+            ranked = [end for end in ends if later[end]]
+            parts["of that, weights"] = over(
+                milliseconds(partial(weights, layer, end, later[end], samples), args.runs) for end in ranked
+            )
+            chosen = {end: selected(layer, end, budget, samples) for end in ends}
+            parts["of that, rows"] = timed(rows_of, lambda end, chosen=chosen: (chosen[end],))
+            parts["blocks"] = over(
+                milliseconds(partial(blocks, layer, *rows_of(layer, end, chosen[end])), args.runs) for end in ends
+            )
+            share = (parts["selection"]["median"] + parts["blocks"]["median"]) / found["dense"]["median"]
+            name = f"{budget}, {samples} samples"
+            found[name] = {**parts, "of dense": round(share, 4)}
+            print(f"{tokens} tokens, {name}: {found[name]} of {found['dense']}", flush=True)
     return found
 
 
@@ -168,7 +197,7 @@ def over(chunks: Iterable[list[float]]) -> dict[str, float]:
 def check(chunk: int) -> float:
     """Largest difference from dense where the budget holds every earlier token; and that it is small."""
     layer, end = Layer(2 * chunk, chunk), 2 * chunk
-    difference = float((blocks(layer, *select(layer, end, end)).float() - dense(layer, end).float()).abs().max())
+    difference = float((blocks(layer, *select(layer, end, end, 64)).float() - dense(layer, end).float()).abs().max())
     if not difference < TOLERANCE:
         raise SystemExit(f"blocks that read everything differ from dense by {difference}")
     return difference
@@ -184,14 +213,13 @@ def main() -> int:
         "versions": {name: version(name) for name in ("claa-sglang", "sglang", "torch", "triton")},
         "heads": [HEADS, KV_HEADS, HEAD_DIM],
         "block": BLOCK,
-        "samples": SAMPLES,
         "chunk": args.chunk,
         "runs": args.runs,
         "largest difference from dense, budget of everything": check(args.chunk),
         "milliseconds of one layer": [],
     }
     for tokens in args.tokens:
-        record["milliseconds of one layer"].append(measure(tokens, args.budgets, args.chunk, args.runs))
+        record["milliseconds of one layer"].append(measure(tokens, args))
         args.out.write_text(json.dumps(record, indent=1) + "\n")
         torch.cuda.empty_cache()
     return 0
@@ -201,6 +229,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.block_attention", description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[32768, 65536, 131072], help="default: %(default)s")
     parser.add_argument("--budgets", type=int, nargs="+", default=[2048, 4096, 8192], help="default: %(default)s")
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=[64], help="queries of a block (default: %(default)s)"
+    )
     parser.add_argument("--chunk", type=int, default=8192, help="tokens, whole blocks (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each call (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "block_attention.json")

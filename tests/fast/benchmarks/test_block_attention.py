@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ CHUNK, END = 64, 192
 
 @pytest.fixture
 def layer(monkeypatch: pytest.MonkeyPatch) -> Layer:
-    sizes = {"BLOCK": BLOCK, "SAMPLES": SAMPLES, "SINKS": SINKS, "LOCAL": LOCAL, "DTYPE": torch.float32}
+    sizes = {"BLOCK": BLOCK, "SINKS": SINKS, "LOCAL": LOCAL, "DTYPE": torch.float32}
     for name, value in sizes.items():
         monkeypatch.setattr(block_attention, name, value)
     monkeypatch.setattr(block_attention, "paged", attention)
@@ -51,13 +54,13 @@ def largest_weights(q: Tensor, keys: Tensor, table: Tensor, requests: Tensor, *,
 
 
 def test_blocks_that_read_everything_are_dense(layer: Layer) -> None:
-    assert torch.equal(blocks(layer, *select(layer, END, END)), dense(layer, END))
-    assert not torch.allclose(blocks(layer, *select(layer, END, 40)), dense(layer, END), atol=1e-3)
+    assert torch.equal(blocks(layer, *select(layer, END, END, SAMPLES)), dense(layer, END))
+    assert not torch.allclose(blocks(layer, *select(layer, END, 40, SAMPLES)), dense(layer, END), atol=1e-3)
 
 
 def test_each_block_selects_by_its_own_queries(layer: Layer) -> None:
     budget = 40
-    chosen = block_attention.selected(layer, END, budget)
+    chosen = block_attention.selected(layer, END, budget, SAMPLES)
     for index, start in enumerate((END - CHUNK, END - BLOCK)):
         sample = layer.queries[BLOCK * index : BLOCK * (index + 1)][BLOCK // SAMPLES - 1 :: BLOCK // SAMPLES]
         requests = torch.tensor([[0], [0], [start + SAMPLES], [0]])
@@ -73,5 +76,26 @@ def test_each_block_selects_by_its_own_queries(layer: Layer) -> None:
 
 
 def test_a_prompt_within_the_budget_reads_everything(layer: Layer) -> None:
-    rows, lengths = select(layer, CHUNK, 40)
+    rows, lengths = select(layer, CHUNK, 40, SAMPLES)
     assert lengths == [BLOCK] * KV_HEADS + [2 * BLOCK] * KV_HEADS and rows.shape == (2 * KV_HEADS, 2 * BLOCK)
+
+
+def test_every_part_is_timed_for_every_chunk(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def once(run: Callable[[], object], repeats: int) -> list[float]:
+        run()
+        called.append(run.func.__name__)  # type: ignore[attr-defined]
+        return [1.0] * repeats
+
+    monkeypatch.setattr(block_attention, "milliseconds", once)
+    monkeypatch.setattr(block_attention, "Layer", lambda tokens, chunk: Layer(tokens, chunk, "cpu"))
+    args = argparse.Namespace(chunk=CHUNK, runs=2, samples=[SAMPLES, 4], budgets=[40])
+    found = block_attention.measure(END, args)
+    chunks = END // CHUNK
+    # Of the first chunk every block has room for all that comes before it.
+    assert found["dense"]["median"] == chunks and found["40, 4 samples"]["of that, weights"]["median"] == chunks - 1
+    assert found["40, 8 samples"]["of dense"] == 2.0
+    assert {name: called.count(name) for name in ("dense", "select", "weights", "rows_of", "blocks")} == {
+        "dense": chunks, "select": 2 * chunks, "weights": 2 * (chunks - 1), "rows_of": 2 * chunks, "blocks": 2 * chunks,
+    }  # fmt: skip
