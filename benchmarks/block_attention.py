@@ -10,7 +10,8 @@ in chunks, as a server does, with random numbers in scattered slots; its times a
   `[slots, kv_heads, d]` is read as `[slots * kv_heads, 1, d]`, so that a block is one sequence for each KV head, whose
   row lists what it reads. Putting queries and results in that order is in the time.
 - *selection*: the weights that a sample of the block's queries gives every earlier token (`window_mass`, the largest of
-  the sample), pooled; the best of them beside the first and the last tokens; and the rows.
+  the sample), pooled; the best of them beside the first and the last tokens; and the rows. *weights* and *rows* are
+  parts of it.
 
 Which tokens are selected does not matter to a time. With a budget of all earlier tokens the result must be dense's.
 """

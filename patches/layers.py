@@ -96,7 +96,9 @@ class LateStack:
         def call(*args: Any, **kwargs: Any) -> Any:
             late = self._backend.active
             if isinstance(late, ObservePass):
-                late.conclude()  # every layer that ranks has run
+                if index == self._first:  # every layer that ranks has run
+                    with self._backend.stages.stage(PRUNE):
+                        late.conclude()
                 return stock(*args, **kwargs)
             if late is None:
                 return stock(*args, **kwargs)

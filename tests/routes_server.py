@@ -25,7 +25,6 @@ FLAGS = (
     *("--preferred-sampling-params", json.dumps({"custom_params": {"claa": {"return_kept": True}}})),
     "--enable-custom-logit-processor",
     *("--tool-call-parser", "pythonic", "--reasoning-parser", "deepseek-v3"),
-    "--constrained-json-disable-any-whitespace",  # of which a small model writes any number
     "--enable-metrics",
     "--claa-allow-explain",
 )

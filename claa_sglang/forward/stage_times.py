@@ -11,6 +11,9 @@ from torch.profiler import record_function
 from claa_sglang.policy.device_timer import DeviceTimer
 
 SCORE, PRUNE = "score", "prune"
+# Stages that the device has not finished when they are counted: one for each scored layer, of some steps. None of them
+# may be dropped, as the sum would be too small.
+PENDING = 4096
 
 
 class StageTimes:
@@ -24,7 +27,7 @@ class StageTimes:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.seconds = {SCORE: 0.0, PRUNE: 0.0}
-        self._timer: DeviceTimer[str] | None = None if device is None else DeviceTimer(device, self._add)
+        self._timer: DeviceTimer[str] | None = None if device is None else DeviceTimer(device, self._add, PENDING)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

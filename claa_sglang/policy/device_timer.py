@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-PENDING = 64  # pieces of work whose events have not passed; more are dropped, oldest first
+PENDING = 64  # pieces of work whose events have not passed
 
 T = TypeVar("T")
 
@@ -21,12 +21,13 @@ class DeviceTimer(Generic[T]):
     Args:
         device: where they run. On a CPU they are timed as they are done.
         tell: called with a piece of work and its seconds; on a GPU by `collect`.
+        pending: pieces whose events have not passed, at most; more are dropped, oldest first.
     """
 
-    def __init__(self, device: torch.device, tell: Callable[[T, float], None]) -> None:
+    def __init__(self, device: torch.device, tell: Callable[[T, float], None], pending: int = PENDING) -> None:
         self._cuda = device.type == "cuda"
         self._tell = tell
-        self._pending: deque[tuple[T, torch.cuda.Event, torch.cuda.Event]] = deque(maxlen=PENDING)
+        self._pending: deque[tuple[T, torch.cuda.Event, torch.cuda.Event]] = deque(maxlen=pending)
 
     @contextmanager
     def around(self, work: T) -> Iterator[T]:

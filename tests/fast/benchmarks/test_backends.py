@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from argparse import Namespace
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -111,3 +113,36 @@ def test_a_way_names_the_options_of_an_engine(text: str, options: dict[str, Any]
 def test_what_is_no_way_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         backends.Way.read(text)
+
+
+class Here:
+    """Stands for a pool of processes: works in this one, as soon as it is asked."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, work: Any, *given: Any) -> Any:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*given))
+        except Exception as error:  # noqa: BLE001
+            done.set_exception(error)
+        return done
+
+
+def test_what_there_is_is_kept_after_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def observe(way: backends.Way, *_: Any) -> dict[str, Any]:
+        raise RuntimeError(f"{way} was killed")
+
+    monkeypatch.setattr(backends, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(backends, "measure", lambda way, *_: {"ranked": [], "KV type": str(way)})
+    monkeypatch.setattr(backends, "observe", observe)
+    kept: list[dict[str, Any]] = []
+    args = Namespace(backends=[backends.Way.read("fa3")], observe=True, schedule=None, decode_dense_layers=4)
+    results = backends.run_all(args, "model", None, lambda some: kept.append({k: dict(v) for k, v in some.items()}))
+    assert kept[0] == {"fa3": {"ranked": [], "KV type": "fa3"}}
+    assert results["fa3"] == {**kept[0]["fa3"], "error": "RuntimeError: fa3 was killed"} == kept[1]["fa3"]

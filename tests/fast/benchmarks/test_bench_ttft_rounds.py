@@ -76,6 +76,28 @@ def test_a_cold_round_has_what_the_server_chose_and_the_parts_of_both_bounds() -
     assert sorted(claa["policy"] for _, claa in engines["claa"].asked) == ["always", "auto"]
 
 
+class Decoding(OneToken):
+    """Each of its requests takes a second for a token."""
+
+    def run(self, *requests: Request) -> list[Answer]:  # type: ignore[override]
+        self.asked += [(len(one.input_ids), one.claa) for one in requests]
+        return [answer([(1.0, 1), (2.0, 2)], pruned=one.claa is not None) for one in requests]
+
+
+def test_batches_decode_both_ways_where_a_card_has_room() -> None:
+    """A server of `decode_dense_layers` reads what was kept where it is asked to, and everything elsewhere."""
+    settings = msgspec.structs.replace(GPU_DEFAULTS, decode_batches=[1, 3], decode_room=200, decode_dense_layers=4)
+    engines = {name: Decoding() for name in ("stock", "claa")}
+    lab = scenarios.Lab(engines, settings, 1000)  # type: ignore[arg-type]
+    names = (variants.STOCK, variants.keep(0.2), variants.over_kept(0.2))
+    assert scenarios.decode(lab, 60) == {(variants.per_token(n), name): 1.0 for n in (1, 3) for name in names}
+    asked = [claa["decode_dense_layers"] for _, claa in engines["claa"].asked]
+    assert sorted(asked) == [4] * 4 + [variants.OVER_ALL["decode_dense_layers"]] * 4
+    assert engines["stock"].asked == [(60, None)] * 4
+    assert set(scenarios.decode(lab, 100)) == {(variants.per_token(1), name) for name in names}
+    assert settings.batches(300) == []
+
+
 def test_prompts_are_new_unless_they_are_asked_for_again() -> None:
     lab = scenarios.Lab({}, GPU_DEFAULTS, 1000)
     assert lab.prompt(50) != lab.prompt(50)
